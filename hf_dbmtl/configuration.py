@@ -1,0 +1,97 @@
+"""The configuration of an encoder with several heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .tasks import Task, task_from_dict
+
+
+__all__ = ["POOLINGS", "MultiTaskConfig"]
+
+POOLINGS = ("pooler", "cls", "mean", "last")
+
+# A head lives in a ModuleDict under the task's name, and in the checkpoint under "heads.<name>.": these cannot be names.
+_RESERVED = frozenset(dir(nn.ModuleDict()))
+
+
+class MultiTaskConfig(PreTrainedConfig):
+    """
+    Configuration of a [`MultiTaskModel`].
+
+    Args:
+        encoder (`PreTrainedConfig` or `dict`, *optional*):
+            Configuration of the shared encoder, of any type that `AutoConfig` knows. Defaults to a BERT.
+        tasks (`dict[str, dict]`, *optional*):
+            The tasks by name, each as [`Task.to_dict`] describes it; [`Task`] objects are turned into that. May be empty
+            here, but a model wants one task at least.
+        pooling (`str`, *optional*, defaults to `"pooler"`):
+            What a head at sequence level sees: the encoder's `"pooler"`, the first token (`"cls"`), the `"mean"` over the
+            tokens, or the `"last"` token. Padding, where an attention mask tells it, is left out.
+    """
+
+    model_type = "multi_task"
+    sub_configs_defaults = {"encoder": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
+
+    encoder: dict | PreTrainedConfig | None = None
+    tasks: dict[str, dict] | None = None
+    pooling: str = "pooler"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        encoder = self.encoder
+        chosen = {}
+        if isinstance(encoder, PreTrainedConfig):
+            chosen = {key: getattr(encoder, key) for key in ("_attn_implementation", "_experts_implementation")}
+        super().__post_init__(**kwargs)
+        # The base class has just reset these two in every sub-config to what it was told itself, that is to None.
+        for key, value in chosen.items():
+            if getattr(self, key) is None:
+                setattr(encoder, key, value)
+        if isinstance(self.tasks, dict):
+            self.tasks = {name: task.to_dict() if isinstance(task, Task) else task for name, task in self.tasks.items()}
+        elif self.tasks is None:
+            self.tasks = {}
+        self.task_objects  # noqa: B018 (reading it checks the tasks)
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"Unknown pooling {self.pooling!r}: choose from {', '.join(POOLINGS)}.")
+
+    @property
+    def task_objects(self) -> dict[str, Task]:
+        """
+        The tasks by name, made from `tasks`.
+
+        Raises:
+            `TypeError`, `ValueError`: a name that cannot be one, or a description that is none; the message names the task.
+        """
+        if not isinstance(self.tasks, dict):
+            raise TypeError(f"tasks must be a dict that maps names to tasks, got {self.tasks!r}.")
+        return {name: _task(name, values) for name, values in self.tasks.items()}
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The encoder's: there `transformers` looks for sizes, the vocabulary and `initializer_range`."""
+        return self.encoder.get_text_config(decoder=decoder, encoder=encoder)
+
+
+def _task(name: Any, values: Any) -> Task:
+    check_task_name(name)
+    try:
+        return task_from_dict(values)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"Task {name!r}: {error}") from error
+
+
+def check_task_name(name: Any) -> None:
+    """Raises a `TypeError` or `ValueError` on what cannot name a task: a head, keys in a checkpoint, columns of a log."""
+    if not isinstance(name, str):
+        raise TypeError(f"The name of a task must be a string, got {name!r}.")
+    if not name or any(letter in "./\\" or letter.isspace() or not letter.isprintable() for letter in name):
+        raise ValueError(
+            f"Task name {name!r}: must not be empty, nor hold a dot, a slash, a backslash, white space or a control "
+            "character (it becomes part of parameter and file names)."
+        )
+    if name in _RESERVED:
+        raise ValueError(f"Task name {name!r} is an attribute of torch.nn.ModuleDict, where the heads live: rename it.")

@@ -1,0 +1,92 @@
+"""Which parameters are shared, and so balanced, and which belong to the heads."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+
+__all__ = ["split_parameters"]
+
+
+def split_parameters(
+    model: nn.Module, shared_parameters: str | Sequence[str] | nn.Module | None = None
+) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """
+    Splits the trainable parameters of a model into shared ones and those of the heads.
+
+    It goes by identity: a parameter with several names, such as the embedding that a tied decoder reads, is shared as
+    soon as one of them is.
+
+    Args:
+        model (`torch.nn.Module`):
+            The model, not wrapped.
+        shared_parameters (`str`, `Sequence[str]` or `torch.nn.Module`, *optional*):
+            A regular expression searched for in the names, a list of names or of module prefixes, or a module of the
+            model. By default everything outside `model.heads`.
+
+    Returns:
+        `tuple[dict[str, Parameter], dict[str, Parameter]]`: the shared parameters and the heads', by name. Frozen
+        parameters are in neither.
+
+    Raises:
+        `ValueError`: where nothing is shared, a name fits nothing, or neither `shared_parameters` nor `heads` is there.
+    """
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    is_shared = _rule(model, shared_parameters, [name for several in names.values() for name in several])
+    shared: dict[str, nn.Parameter] = {}
+    heads: dict[str, nn.Parameter] = {}
+    for parameter, aliases in names.items():
+        if parameter.requires_grad:
+            side = shared if any(is_shared(name, parameter) for name in aliases) else heads
+            side[aliases[0]] = parameter
+    if not shared:
+        raise ValueError(
+            f"No trainable parameter of {type(model).__name__} is shared"
+            + (f" with shared_parameters={shared_parameters!r}" if isinstance(shared_parameters, (str, list)) else "")
+            + ": there is nothing to balance. Unfreeze a part of the encoder, or name others in `shared_parameters`."
+        )
+    return shared, heads
+
+
+def _rule(model: nn.Module, shared_parameters: str | Sequence[str] | nn.Module | None, names: list[str]):
+    """A function of (name, parameter) that tells whether it is shared."""
+    if shared_parameters is None:
+        modules = dict(model.named_children())
+        if "heads" not in modules:
+            raise ValueError(
+                f"{type(model).__name__} has no submodule `heads`, so it is unknown which parameters its tasks share. Name "
+                "them: MultiTaskTrainer(shared_parameters=...) takes a regular expression, a list of names or a module."
+            )
+        return lambda name, parameter: not name.startswith("heads.")
+    if isinstance(shared_parameters, nn.Module):
+        if not any(module is shared_parameters for module in model.modules()):
+            raise ValueError(
+                f"`shared_parameters` is a {type(shared_parameters).__name__} that is not a part of "
+                f"{type(model).__name__}: pass one of the model's own submodules."
+            )
+        inside = set(shared_parameters.parameters())
+        return lambda name, parameter: parameter in inside
+    if isinstance(shared_parameters, str):
+        try:
+            pattern = re.compile(shared_parameters)
+        except re.error as error:
+            raise ValueError(f"shared_parameters={shared_parameters!r} is not a regular expression: {error}.") from error
+        return lambda name, parameter: pattern.search(name) is not None
+    for entry in shared_parameters:
+        if not any(_under(name, entry) for name in names):
+            near = difflib.get_close_matches(entry, names, n=3)
+            raise ValueError(
+                f"shared_parameters names '{entry}', and no parameter or module of {type(model).__name__} is called so"
+                + (f"; did you mean {' or '.join(near)}?" if near else ".")
+            )
+    return lambda name, parameter: any(_under(name, entry) for entry in shared_parameters)
+
+
+def _under(name: str, entry: str) -> bool:
+    return name == entry or name.startswith(entry + ".")

@@ -1,0 +1,89 @@
+"""A gradient of the shared parameters, as one process holds it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+__all__ = ["GradientVector", "accumulation_dtype"]
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type in which gradients of parameters of type `dtype` are added up: float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class GradientVector:
+    """
+    One tensor per shared parameter, `None` where no gradient has arrived: a parameter that no task reaches must stay
+    without a gradient, since an optimizer such as AdamW moves a weight whose gradient is zero.
+
+    The tensors are taken over as autograd left them, without a copy, and the operations run over all of them at once.
+
+    Args:
+        tensors (`Sequence[torch.Tensor | None]`):
+            The entries, in the order of the shared parameters.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor | None]):
+        self.tensors = list(tensors)
+        self.dtype: torch.dtype | None = None  # of entries to come; None: the accumulation type of what arrives
+
+    def new_zero(self, dtype: torch.dtype | None = None) -> GradientVector:
+        """A zero vector of the same parameters, none of them reached, whose entries will be kept in `dtype`."""
+        zero = GradientVector([None] * len(self.tensors))
+        zero.dtype = dtype
+        return zero
+
+    def norm(self) -> float:
+        """The Euclidean norm. It is inf or NaN where any entry is."""
+        tensors = self._reached()
+        if not tensors:
+            return 0.0
+        norms = torch._foreach_norm(tensors, 2, dtype=accumulation_dtype(tensors[0].dtype))
+        return math.hypot(*torch.stack([norm.to(norms[0].device) for norm in norms]).tolist())
+
+    def mul_(self, factor: float | Tensor) -> GradientVector:
+        """Multiplies by a number (or a tensor of shape `()`) in place. A factor of 1.0 costs nothing."""
+        tensors = self._reached()
+        if tensors and not (isinstance(factor, float) and factor == 1.0):
+            torch._foreach_mul_(tensors, factor)
+        return self
+
+    def add_(self, other: GradientVector, alpha: float = 1.0) -> GradientVector:
+        """Adds `alpha` times `other` in place."""
+        self._adopt(other, alpha, lambda mine, theirs: torch._foreach_add_(mine, theirs, alpha=alpha))
+        return self
+
+    def lerp_(self, other: GradientVector, weight: float) -> GradientVector:
+        """Moves towards `other` in place: `(1 - weight) * self + weight * other`."""
+        untouched = [a for a, b in zip(self.tensors, other.tensors) if a is not None and b is None]
+        if untouched:
+            torch._foreach_mul_(untouched, 1.0 - weight)
+        self._adopt(other, weight, lambda mine, theirs: _lerp(mine, theirs, weight))
+        return self
+
+    def _adopt(self, other: GradientVector, alpha: float, combine) -> None:
+        """Combines the entries that both have, and starts from `alpha * other` where this vector has none yet."""
+        pairs = [(a, b) for a, b in zip(self.tensors, other.tensors) if a is not None and b is not None]
+        if pairs:
+            combine(*map(list, zip(*pairs)))
+        for i, (a, b) in enumerate(zip(self.tensors, other.tensors)):
+            if a is None and b is not None:
+                scaled = b.to(accumulation_dtype(b.dtype)) * alpha
+                self.tensors[i] = scaled if self.dtype is None else scaled.to(self.dtype)
+
+    def _reached(self) -> list[Tensor]:
+        return [tensor for tensor in self.tensors if tensor is not None]
+
+
+def _lerp(mine: list[Tensor], theirs: list[Tensor], weight: float) -> None:
+    if all(a.dtype == b.dtype for a, b in zip(mine, theirs)):
+        torch._foreach_lerp_(mine, theirs, weight)
+        return
+    for a, b in zip(mine, theirs):  # kept in a smaller type: compute in the larger, round once
+        a.copy_(a.to(b.dtype).lerp_(b, weight))

@@ -1,0 +1,147 @@
+"""How the Trainer comes by its batches: the tasks by name, their collators and columns, and the joint loader."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import datasets
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import RemoveColumnsCollator, seed_worker
+from transformers.utils import logging
+
+from .checks import check_dataset, check_names
+from .data import (
+    LABEL_COLUMNS,
+    JointBatchSampler,
+    JointCollator,
+    JointDataset,
+    TaskCollator,
+    input_collator,
+    rows_per_step,
+)
+from .modeling import MultiTaskModel
+from .tasks import Task
+
+
+__all__ = ["LoadingMixin"]
+
+logger = logging.get_logger(__name__)
+
+
+class LoadingMixin:
+    """The part of [`MultiTaskTrainer`] that deals with datasets."""
+
+    tasks: dict[str, Task | None]
+    collators: dict[str, Callable]
+
+    def _declare_tasks(self) -> None:
+        """The tasks by name: those the model declares, or for a user's module those the datasets name."""
+        if isinstance(self.model, MultiTaskModel):
+            self.tasks = dict(self.model.tasks)
+        else:
+            self.tasks = dict.fromkeys(self.train_dataset or self.eval_dataset or ())
+        for what, given, complete in (
+            ("`train_dataset`", self.train_dataset, True),
+            ("`eval_dataset`", self.eval_dataset, False),
+            ("`task_weights`", self.args.task_weights, False),
+            ("`per_task_batch_size`", self.args.per_task_batch_size, False),
+        ):
+            if given is not None:
+                check_names(what, given, list(self.tasks), complete)
+
+    def _set_collators(self, data_collator: Mapping[str, Callable] | Callable | None) -> None:
+        given = data_collator if isinstance(data_collator, Mapping) else dict.fromkeys(self.tasks, data_collator)
+        check_names("`data_collator`", given, list(self.tasks))
+        self.collators = {task: self._collator(task, given.get(task)) for task in self.tasks}
+
+    def _collator(self, task: str, given: Callable | None) -> Callable:
+        declared, columns = self.tasks[task], self._columns()
+        if given is None:
+            given = (
+                input_collator(self.processing_class)
+                if declared is None
+                else TaskCollator(task, declared, self.processing_class)
+            )
+        if columns is None:
+            return given
+        return RemoveColumnsCollator(given, columns, logger=logger, model_name=type(self.model).__name__)
+
+    def _columns(self) -> list[str] | None:
+        """The columns of a dataset that the model takes; `None` if it takes any."""
+        if not self.args.remove_unused_columns:
+            return None
+        declared = isinstance(self.model, MultiTaskModel)
+        parameters = inspect.signature((self.model.encoder if declared else self.model).forward).parameters
+        if not declared and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return None
+        return list(dict.fromkeys([*parameters, *self.label_names, *LABEL_COLUMNS]))
+
+    def _check_data(self) -> None:
+        for split, given in (("train", self.train_dataset), ("eval", self.eval_dataset)):
+            for task, dataset in (given or {}).items():
+                check_dataset(split, task, dataset, self.tasks[task], self._columns())
+
+    def _remove_unused_columns(self, dataset: datasets.Dataset, description: str | None = None) -> datasets.Dataset:
+        columns = self._columns()
+        if columns is None or dataset.format["type"] == "custom":  # a transform makes the columns as they are read
+            return dataset
+        return dataset.remove_columns([column for column in dataset.column_names if column not in columns])
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The loader of joint batches, `{task: batch}`. A lone task is dealt as in the stock Trainer."""
+        if self.train_dataset is None:
+            raise ValueError("Training needs a `train_dataset`, a dictionary of one dataset per task.")
+        train = {}
+        for task in self.tasks:
+            dataset = self.train_dataset[task]
+            train[task] = self._remove_unused_columns(dataset) if isinstance(dataset, datasets.Dataset) else dataset
+        args = self.args
+        options: dict[str, Any] = {
+            "collate_fn": JointCollator(self.collators),
+            "num_workers": args.dataloader_num_workers,
+            "pin_memory": args.dataloader_pin_memory,
+            "persistent_workers": args.dataloader_persistent_workers,
+            "multiprocessing_context": args.dataloader_multiprocessing_context,
+            "prefetch_factor": args.dataloader_prefetch_factor,
+            "in_order": args.dataloader_in_order,
+            "worker_init_fn": partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+        }
+        sampler = None
+        if len(train) == 1:
+            (task,) = train
+            options["sampler"] = self._get_train_sampler(self.train_dataset[task])
+            options["batch_size"] = (args.per_task_batch_size or {}).get(task, self._train_batch_size)
+            options["drop_last"] = args.dataloader_drop_last
+        else:
+            options["batch_sampler"] = sampler = self._joint_sampler()
+        return self.accelerator.prepare(DataLoader(JointDataset(train, sampler), **options))
+
+    def _joint_sampler(self) -> JointBatchSampler:
+        args = self.args
+        parts = args.gradient_accumulation_steps * self.accelerator.num_processes
+        sizes = {task: len(self.train_dataset[task]) for task in self.tasks}
+        rows = rows_per_step(
+            sizes, self._train_batch_size, parts, args.mixing, args.mixing_temperature, args.per_task_batch_size
+        )
+        by_length = args.train_sampling_strategy == "group_by_length"
+        return JointBatchSampler(
+            sizes,
+            rows,
+            parts,
+            args.train_sampling_strategy,
+            {task: self._lengths(task) for task in self.tasks} if by_length else None,
+            args.stopping_strategy,
+            args.dataloader_drop_last,
+            args.seed if args.data_seed is None else args.data_seed,
+        )
+
+    def _lengths(self, task: str) -> Sequence[int]:
+        """The lengths of a task's rows: its `length_column_name`, or else counted on the model's main input."""
+        dataset, column = self.train_dataset[task], self.args.length_column_name
+        if isinstance(dataset, datasets.Dataset) and column in dataset.column_names:
+            return dataset[column][:]
+        main_input = self.processing_class.model_input_names[0] if self.processing_class is not None else "input_ids"
+        return [len(dataset[row][main_input]) for row in range(len(dataset))]

@@ -1,0 +1,287 @@
+"""An encoder with one head per task."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import ModelOutput, can_return_tuple, logging
+
+from .configuration import MultiTaskConfig, check_task_name
+from .heads import features, make_head
+from .tasks import Task
+
+
+__all__ = ["MultiTaskModel", "MultiTaskOutput"]
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class MultiTaskOutput(ModelOutput):
+    """
+    Output of a [`MultiTaskModel`].
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` is given):
+            The task's mean loss over its labelled items, in the scale of the task.
+        logits (`torch.Tensor`, or `dict[str, torch.Tensor]` when no task was named):
+            Of shape `(batch, num_labels)`, or `(batch, length, num_labels)` at token level.
+        num_items (`torch.Tensor` of shape `()`, *optional*, returned when `labels` is given):
+            How many labelled items `loss` is the mean over.
+        hidden_states (`tuple[torch.Tensor]`, *optional*): the encoder's, where asked for.
+        attentions (`tuple[torch.Tensor]`, *optional*): the encoder's, where asked for.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | dict[str, Tensor] | None = None
+    num_items: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class MultiTaskModel(PreTrainedModel):
+    """
+    A shared encoder and a head per task. [`~MultiTaskModel.from_encoder`] puts new heads on a pretrained encoder.
+
+    Args:
+        config ([`MultiTaskConfig`]):
+            What to build.
+        encoder (`PreTrainedModel`, *optional*):
+            The encoder, where there is one already; its configuration is `config.encoder`.
+    """
+
+    config_class = MultiTaskConfig
+    base_model_prefix = "encoder"
+    # `forward` takes **kwargs, from which the Trainer would conclude that it scales the loss for gradient accumulation.
+    accepts_loss_kwargs = False
+    # What an attention implementation needs is the encoder's to check.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: MultiTaskConfig, encoder: PreTrainedModel | None = None):
+        super().__init__(config)
+        self.tasks = config.task_objects
+        if not self.tasks:
+            raise ValueError(
+                "The configuration has no task. To put heads on an encoder, call "
+                "MultiTaskModel.from_encoder(name_or_path, tasks={'name': Classification(num_labels=2), ...})."
+            )
+        if encoder is None:
+            # The default dtype is the one that `from_pretrained` asks for, as it is for the heads below.
+            encoder = _auto_class(config.encoder).from_config(config.encoder, dtype=torch.get_default_dtype())
+        else:
+            # `post_init` would draw anew the weights of modules put in after loading: adapters, a resized layer.
+            for module in encoder.modules():
+                module._is_hf_initialized = True
+        self.encoder = encoder
+        self.heads = nn.ModuleDict({name: make_head(task, config.encoder) for name, task in self.tasks.items()})
+        self.main_input_name = encoder.main_input_name
+        self.input_modalities = encoder.input_modalities
+        self.supports_gradient_checkpointing = encoder.supports_gradient_checkpointing
+        if getattr(config.encoder, "use_cache", False):  # a decoder's, of no use without generation
+            config.encoder.use_cache = False
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args: Any, **kwargs: Any) -> MultiTaskModel:
+        """
+        As [`~PreTrainedModel.from_pretrained`], but in float32 unless `dtype` says otherwise: the library's default is
+        the dtype of the checkpoint, and a bfloat16 one would train in bfloat16.
+        """
+        if "torch_dtype" not in kwargs:
+            kwargs.setdefault("dtype", torch.float32)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def from_encoder(
+        cls,
+        encoder: str | PathLike | PreTrainedModel,
+        tasks: dict[str, Task],
+        *,
+        pooling: str | None = None,
+        processing_class: Any = None,
+        dtype: torch.dtype | str | None = None,
+        **kwargs: Any,
+    ) -> MultiTaskModel:
+        """
+        Puts a new head for every task on a pretrained encoder.
+
+        Args:
+            encoder (`str`, `PathLike` or `PreTrainedModel`):
+                Name on the Hub or folder of any model that `AutoModel` loads, or such a model itself, which is then
+                shared, not copied, and keeps its dtype, device and mode.
+            tasks (`dict[str, Task]`):
+                The tasks by name.
+            pooling (`str`, *optional*):
+                `"pooler"`, `"cls"`, `"mean"` or `"last"`, see [`MultiTaskConfig`]. Defaults to the encoder's pooler if it
+                has one, else `"cls"` where the tokenizer has a CLS token, else `"mean"`.
+            processing_class (*optional*):
+                The tokenizer or processor, to look for a CLS token; defaults to the one that lies beside the encoder.
+            dtype (`torch.dtype` or `str`, *optional*):
+                Of the weights loaded; defaults to float32.
+            kwargs:
+                Passed on to `AutoModel.from_pretrained`.
+
+        Raises:
+            `TypeError`, `ValueError`: an encoder that a saved model could not be loaded with again, or tasks or a pooling
+            that [`MultiTaskConfig`] refuses.
+        """
+        missing: set[str] = set()
+        if isinstance(encoder, PreTrainedModel):
+            if kwargs or dtype is not None:
+                raise TypeError(
+                    f"{', '.join(kwargs) or 'dtype'}: only of use where the encoder is loaded by its name. "
+                    f"This {type(encoder).__name__} is loaded already."
+                )
+        elif isinstance(encoder, (str, PathLike)):
+            auto_class = _auto_class(AutoConfig.from_pretrained(encoder, **kwargs))
+            dtype = torch.float32 if dtype is None else dtype
+            encoder, info = auto_class.from_pretrained(encoder, dtype=dtype, output_loading_info=True, **kwargs)
+            missing = info["missing_keys"]
+        _check_encoder(encoder)
+        if pooling is None:
+            pooling = _default_pooling(encoder, processing_class)
+        elif pooling == "pooler" and not _has_pooler(encoder):
+            raise ValueError(f"{type(encoder).__name__} has no pooler: choose pooling='cls', 'mean' or 'last'.")
+        if pooling == "pooler" and any(key.startswith("pooler.") for key in missing):
+            logger.warning_once(
+                "The checkpoint of the encoder has no weights for its pooler, which starts at random: train it, or choose "
+                "pooling='cls' or 'mean'."
+            )
+        encoder.config.architectures = [type(encoder).__name__]
+        model = cls(MultiTaskConfig(encoder=encoder.config, tasks=tasks, pooling=pooling), encoder=encoder)
+        model.heads.to(encoder.device, encoder.dtype)
+        return model.train(encoder.training)
+
+    @can_return_tuple
+    def forward(self, task: str | None = None, labels: Tensor | None = None, **inputs: Any) -> MultiTaskOutput:
+        """
+        Args:
+            task (`str`, *optional*):
+                The task whose head runs; `None` runs all of them on one pass of the encoder.
+            labels (`torch.Tensor`, *optional*):
+                Labels of the task, as [`Task.label_tensor`] makes them.
+            inputs:
+                What the encoder takes: `input_ids`, `attention_mask`, `pixel_values`, `output_hidden_states`, ...
+
+        Raises:
+            `ValueError`: an unknown task, labels without a task, or labels whose shape does not fit the logits.
+        """
+        if task is None and labels is not None:
+            raise ValueError("labels belong to a task: pass task=... with them.")
+        names = list(self.tasks) if task is None else [self._known(task)]
+        outputs = self.encoder(**inputs, return_dict=True)
+        mask = inputs.get("attention_mask")
+        sees = {level: features(level, outputs, self.config.pooling, mask) for level in {self.tasks[n].level for n in names}}
+        logits = {name: self.heads[name](sees[self.tasks[name].level]) for name in names}
+        loss = num_items = None
+        if labels is not None:
+            try:
+                loss, num_items = self.tasks[task].loss(logits[task], labels)
+            except ValueError as error:
+                raise ValueError(f"Task {task!r}: {error}") from error
+        return MultiTaskOutput(
+            loss=loss,
+            logits=logits if task is None else logits[task],
+            num_items=num_items,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
+
+    def add_task(self, name: str, task: Task) -> None:
+        """
+        Adds a task with a new head; the rest stays as it is. An optimizer made before does not know the new head.
+
+        Raises:
+            `TypeError`, `ValueError`: a name that is taken or cannot be one, or not a task.
+        """
+        check_task_name(name)
+        if name in self.tasks:
+            raise ValueError(f"Task {name!r} exists already: call remove_task({name!r}) first, or choose another name.")
+        if not isinstance(task, Task):
+            raise TypeError(f"Task {name!r}: expected a task such as Classification(num_labels=2), got {task!r}.")
+        head = make_head(task, self.config.encoder)
+        head.apply(self._init_weights)
+        self.heads[name] = head.to(self.encoder.device, self.encoder.dtype).train(self.training)
+        self.tasks[name] = task
+        self.config.tasks[name] = task.to_dict()
+
+    def remove_task(self, name: str) -> None:
+        """
+        Removes a task and its head.
+
+        Raises:
+            `ValueError`: an unknown task, or the only one.
+        """
+        self._known(name)
+        if len(self.tasks) == 1:
+            raise ValueError(f"Task {name!r} is the only one left: add another before you remove it.")
+        del self.heads[name], self.tasks[name], self.config.tasks[name]
+
+    def _known(self, task: str) -> str:
+        if task not in self.tasks:
+            raise ValueError(f"Unknown task {task!r}: this model has {', '.join(map(repr, self.tasks))}.")
+        return task
+
+
+def _auto_class(config: PreTrainedConfig) -> type:
+    """`AutoModel`, or where that is an encoder with a decoder (T5 and its family) the class of the encoder alone."""
+    model_class = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
+    alone = model_class is not None and model_class.__name__.endswith("EncoderModel")
+    return AutoModelForTextEncoding if alone else AutoModel
+
+
+def _check_encoder(encoder: Any) -> None:
+    """Refuses what a saved model could not be built with again from its configuration."""
+    if not isinstance(encoder, PreTrainedModel):
+        raise TypeError(
+            f"encoder must be the name or folder of a transformers model, or one itself, got {type(encoder).__name__}. "
+            "MultiTaskTrainer also trains modules of your own, whose forward(task=..., **batch) gives a loss."
+        )
+    if isinstance(encoder, MultiTaskModel):
+        raise ValueError("encoder is a MultiTaskModel already: give it heads with add_task, or pass its .encoder.")
+    mapping = MODEL_MAPPING if _auto_class(encoder.config) is AutoModel else MODEL_FOR_TEXT_ENCODING_MAPPING
+    known = mapping.get(type(encoder.config), ())
+    known = known if isinstance(known, tuple) else (known,)
+    if type(encoder) not in known:
+        raise ValueError(
+            f"{type(encoder).__name__} is not what AutoModel builds from {type(encoder.config).__name__} "
+            f"({' or '.join(cls.__name__ for cls in known) or 'nothing'}), so a saved model could not be loaded again: "
+            "pass the model without its head (.base_model), or make the class known to AutoConfig and AutoModel."
+        )
+
+
+def _has_pooler(encoder: PreTrainedModel) -> bool:
+    if hasattr(encoder, "pooler"):
+        return encoder.pooler is not None  # add_pooling_layer=False
+    # Some pool without a module of that name (ConvNeXt, DINOv2): their signature tells.
+    return "Pooling" in str(inspect.signature(encoder.forward).return_annotation)
+
+
+def _default_pooling(encoder: PreTrainedModel, processing_class: Any) -> str:
+    if _has_pooler(encoder):
+        return "pooler"
+    if processing_class is None and encoder.name_or_path:
+        try:
+            processing_class = AutoTokenizer.from_pretrained(encoder.name_or_path)
+        except Exception as error:  # no tokenizer there, or one that needs a package: each has its own exception
+            logger.info(f"No tokenizer beside {encoder.name_or_path}: {error}")
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)  # a processor holds one
+    return "cls" if getattr(tokenizer, "cls_token", None) is not None else "mean"

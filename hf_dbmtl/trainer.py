@@ -1,0 +1,293 @@
+"""The Trainer: the script of a step over several tasks, and what else of transformers' Trainer a step touches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.utils.memory import clear_device_cache
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_pt_utils import find_batch_size
+from transformers.utils import logging
+
+from .balancing import Balancer
+from .checkpoint import load_balancer, save_balancer
+from .checks import check_arguments, check_datasets, check_layout
+from .evaluation import EvaluationMixin
+from .gradients import LocalGradients, TaskGradient, split_parameters
+from .loading import LoadingMixin
+from .step_log import StepLog
+from .training_args import MultiTaskTrainingArguments
+
+
+__all__ = ["MultiTaskTrainer"]
+
+logger = logging.get_logger(__name__)
+
+
+class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
+    """
+    transformers' [`~transformers.Trainer`] for a model that learns several tasks at once: every step computes the loss and
+    the gradient of every task, balances the gradients of the shared parameters, and lets each head follow its own.
+
+    Args:
+        model ([`MultiTaskModel`] or `torch.nn.Module`, *optional*):
+            The model. Any module serves whose `forward(task=..., **batch)` returns a mapping or an object with `loss` (the
+            mean over its labelled items) and, if it likes, `num_items` (how many these are; the rows of the batch where it
+            is silent).
+        args ([`MultiTaskTrainingArguments`]):
+            The training arguments.
+        data_collator (`dict[str, Callable]` or `Callable`, *optional*):
+            A collator by task, or one for all. By default the task's kind decides.
+        train_dataset (`dict[str, Dataset]`, *optional*):
+            The training set of every task, each with a length.
+        eval_dataset (`dict[str, Dataset]`, *optional*):
+            The evaluation set of every task, or of some.
+        processing_class (`PreTrainedTokenizerBase` or another processing class, *optional*):
+            What pads the batches and is saved with the model.
+        model_init (`Callable`, *optional*):
+            Makes the model anew for every `train()`, as in transformers.
+        compute_metrics (`dict[str, Callable | EvaluationModule | str]`, *optional*):
+            A metric by task: a function from [`~transformers.EvalPrediction`] to a dictionary, an `evaluate` module or the
+            name of one. Tasks left out get the defaults of their kind. A single one serves all tasks.
+        callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics:
+            As in transformers.
+        shared_parameters (`str`, `Sequence[str]` or `torch.nn.Module`, *optional*):
+            Which parameters are shared, and so balanced: a regular expression searched for in their names, a list of names
+            or module prefixes, or a submodule. By default everything outside `model.heads`.
+
+    Raises:
+        `ValueError`, `TypeError`: for what is known to be wrong before the first step: task names that differ between the
+        model, the datasets and the metrics; an empty dataset; labels of the wrong type or outside the range; columns of
+        which the model takes none; training arguments that cannot be honoured.
+    """
+
+    args: MultiTaskTrainingArguments
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: MultiTaskTrainingArguments | None = None,
+        data_collator: Mapping[str, Callable] | Callable | None = None,
+        train_dataset: Mapping[str, Dataset] | None = None,
+        eval_dataset: Mapping[str, Dataset] | None = None,
+        processing_class: Any = None,
+        model_init: Callable[..., nn.Module] | None = None,
+        compute_metrics: Mapping[str, Any] | Callable | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+        shared_parameters: str | Sequence[str] | nn.Module | None = None,
+    ):
+        args = MultiTaskTrainingArguments(output_dir="tmp_trainer") if args is None else args
+        if not isinstance(args, MultiTaskTrainingArguments):
+            raise TypeError(f"`args` must be MultiTaskTrainingArguments, and is {type(args).__name__}.")
+        check_arguments(args)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=None if train_dataset is None else check_datasets("`train_dataset`", train_dataset),
+            eval_dataset=None if eval_dataset is None else check_datasets("`eval_dataset`", eval_dataset),
+            processing_class=processing_class,
+            model_init=model_init,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        check_layout(self.accelerator, args)
+        self.model_accepts_loss_kwargs = False  # the loss is a mean per task, whatever keywords a module's forward takes
+        self.shared_parameters = shared_parameters
+        self.gradients: LocalGradients | None = None
+        self.balancer: Balancer | None = None
+        self.step_log = StepLog()
+        self._micro_batches: list[dict[str, Any]] = []
+        split_parameters(self.model, shared_parameters)  # raises where nothing is shared
+        self._declare_tasks()
+        self._set_collators(data_collator)
+        self._set_metrics(compute_metrics)
+        self._check_data()
+
+    # ---- The step --------------------------------------------------------------------------------------------------
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """
+        Keeps the micro-batch until the last one of the step is there, then goes task by task over all of them.
+
+        Args:
+            model (`torch.nn.Module`):
+                The model, wrapped as accelerate prepared it.
+            inputs (`dict[str, Any]`):
+                A joint micro-batch, `{task: batch}`.
+            num_items_in_batch:
+                Not used: items are counted per task.
+
+        Returns:
+            `torch.Tensor` of shape `()`: at the last micro-batch of the step the sum of the tasks' mean losses, weighted by
+            `task_weights`; 0 before it; NaN where the step was skipped.
+        """
+        self._micro_batches.append(inputs)
+        if not self.accelerator.sync_gradients:
+            return torch.zeros((), device=self.args.device)
+        micro_batches, self._micro_batches = self._micro_batches, []
+        self._enter_training_mode(model)
+
+        self.balancer.begin()
+        nothing, heads = self.gradients.zero()
+        total = 0.0
+        for task in self.tasks:
+            measured = self._measure(model, task, micro_batches)
+            if measured.num_items == 0:
+                continue  # absent: not in the sum, its memory unmoved, its head without a gradient
+            if not measured.is_finite:
+                return self._skip_step(task, measured)
+            weight = self.balancer.task_weight(task)
+            total += weight * measured.loss
+            heads.add_(measured.heads, weight)
+            self.step_log.add(task, loss=measured.loss, grad_norm=measured.norm)
+            self.balancer.take(task, measured.loss, measured.shared)
+            del measured  # else its tensors would live on beside those of the next task
+        balanced = self.balancer.balance()
+        self.gradients.write(balanced.update or nothing, heads, self._loss_scale())
+        self.step_log.add_weights(balanced.weights)
+        return torch.tensor(total, device=self.args.device)
+
+    def _measure(self, model: nn.Module, task: str, micro_batches: list[dict[str, Any]]) -> TaskGradient:
+        """The loss and gradient of a task over the micro-batches of the step."""
+        return self.gradients.measure(
+            task,
+            [self._prepare_inputs(micro_batch[task]) for micro_batch in micro_batches if task in micro_batch],
+            forward=partial(self._loss_and_items, model),
+            backward=self.accelerator.backward,
+            derivative=self.balancer.derivative,
+            loss_scale=self._loss_scale(),
+        )
+
+    def _loss_and_items(self, model: nn.Module, task: str, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The mean loss of a task on a batch, and the number of items it is the mean over."""
+        with self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, {"task": task, **batch}, return_outputs=True)
+        loss = loss.to(torch.promote_types(loss.dtype, torch.float32))
+        return loss, torch.as_tensor(self._num_items(outputs, batch), dtype=loss.dtype, device=loss.device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The loss of one task: `inputs` hold its name as `task` beside its batch. Override it for a loss of your own."""
+        outputs = model(**inputs)
+        loss = _get(outputs, "loss")
+        if not isinstance(loss, Tensor) or loss.ndim != 0:
+            raise ValueError(
+                f"Task '{inputs['task']}': {type(self.model).__name__}.forward must return `loss`, a tensor of shape () that "
+                "is the mean over the labelled items, and returned "
+                + (f"a tensor of shape {tuple(loss.shape)}." if isinstance(loss, Tensor) else f"{type(loss).__name__}.")
+            )
+        return (loss, outputs) if return_outputs else loss
+
+    @staticmethod
+    def _num_items(outputs: Any, batch: Mapping[str, Any]) -> Any:
+        items = _get(outputs, "num_items")
+        return find_batch_size(batch) if items is None else items
+
+    def _skip_step(self, task: str, measured: TaskGradient) -> Tensor:
+        """Gives the step up: nothing for the optimizer, the balancer not counted on, and the user told."""
+        step = self.state.global_step + 1
+        what = f"loss ({measured.loss})" if not math.isfinite(measured.loss) else "gradient"
+        overflow = self.accelerator.scaler is not None and math.isfinite(measured.loss)
+        if self.args.non_finite_strategy == "raise" and not overflow:
+            raise FloatingPointError(
+                f"Task '{task}': its {what} is not finite at step {step}. Nothing of it has entered the parameters. Mend the "
+                "data or lower the learning rate, or go on past such steps with `non_finite_strategy='skip'`."
+            )
+        logger.warning(f"Step {step} is skipped: the {what} of task '{task}' is not finite.")
+        self.step_log.skip()
+        self.balancer.begin()
+        self.gradients.skip(scaled=self.accelerator.scaler is not None)
+        return torch.tensor(math.nan, device=self.args.device)
+
+    def _loss_scale(self) -> float:
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else scaler.get_scale()
+
+    def _enter_training_mode(self, model: nn.Module) -> None:
+        """What the stock step does before its forward pass."""
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers
+            self.optimizer.train()
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """Fetches the micro-batches of the next step; whatever an interrupted step has left behind is dropped."""
+        self._micro_batches = []
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    # ---- Optimizer, checkpoint and log -----------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Creates the optimizer, and with it the balancer, which lives as long."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if fresh or self.balancer is None:
+            self.gradients = LocalGradients(*split_parameters(self.model, self.shared_parameters))
+            self.balancer = self.args.make_balancer()
+        if fresh:
+            self._multiply_learning_rates(optimizer)
+        return optimizer
+
+    def _multiply_learning_rates(self, optimizer: torch.optim.Optimizer) -> None:
+        """Splits the optimizer's groups into encoder and heads where their learning rates differ."""
+        encoder, heads = self.args.encoder_lr_multiplier, self.args.heads_lr_multiplier
+        if encoder == heads == 1.0:
+            return
+        shared = set(self.gradients.shared.values())
+        groups = []
+        for group in optimizer.param_groups:
+            for multiplier, inside in ((encoder, True), (heads, False)):
+                params = [parameter for parameter in group["params"] if (parameter in shared) == inside]
+                if params:
+                    groups.append({**group, "params": params, "lr": group["lr"] * multiplier})
+        optimizer.param_groups[:] = groups
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            save_balancer(output_dir, self.balancer, list(self.gradients.shared), self.args)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            load_balancer(checkpoint, self.balancer, self.gradients.shared, self.args)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the loss, weight and gradient norm of every task to each training record."""
+        if self.is_in_train and "loss" in logs:
+            logs |= self.step_log.drain()
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return sum(super(MultiTaskTrainer, self).floating_point_ops(batch) for batch in inputs.values())
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        for batch in inputs.values():
+            super()._track_num_input_tokens(batch)
+
+
+def _get(outputs: Any, name: str) -> Any:
+    """An entry of what a forward returned, a mapping or an object."""
+    return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)

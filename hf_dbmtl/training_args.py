@@ -1,0 +1,155 @@
+"""The training arguments: those of transformers and what learning several tasks adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from .balancing import make_balancer
+
+
+__all__ = ["MultiTaskTrainingArguments"]
+
+MIXINGS = ("equal", "proportional", "temperature")
+STOPPING_STRATEGIES = ("all_exhausted", "first_exhausted")
+NON_FINITE_STRATEGIES = ("skip", "raise")
+
+
+@dataclass
+class MultiTaskTrainingArguments(TrainingArguments):
+    """
+    The arguments of [`MultiTaskTrainer`]: every one of [`~transformers.TrainingArguments`] and those below. Three of the
+    former mean something of their own here: `per_device_train_batch_size` counts rows of each task, `max_grad_norm` is 0
+    by default, and `metric_for_best_model` may name the average of all tasks (`"average"`), the mean loss (`"loss"`) or a
+    metric of one task (`"mrpc_f1"`).
+
+    Args:
+        balancer (`str`, *optional*, defaults to `"db_mtl"`):
+            How the gradients of the tasks are made into one update: `"[transform+][ema+][weighting]"`, such as `"ew"`,
+            `"log"`, `"max_norm"`, `"log+max_norm"`, or `"db_mtl"`, which is `"log+ema+max_norm"`.
+        balancer_kwargs (`dict` or `str`, *optional*):
+            The options of the balancer (JSON on the command line). `db_mtl` takes `beta` (0.9), `decay` (0.5), `alpha`
+            (`"max"`, `"min"`, `"mean"`, `"median"`, `"1/T"` or a number) and `ema_dtype`.
+        mixing (`str`, *optional*, defaults to `"equal"`):
+            How many rows of a batch each task gets: `"equal"`, `"proportional"` to the size of its dataset, or
+            `"temperature"`: proportional to size^(1 / `mixing_temperature`).
+        mixing_temperature (`float`, *optional*, defaults to 2.0):
+            The temperature of `mixing="temperature"`: 1 is proportional, large is equal.
+        per_task_batch_size (`dict` or `str`, *optional*):
+            Rows per micro-batch of single tasks, in place of what the mixing gives (JSON on the command line).
+        stopping_strategy (`str`, *optional*, defaults to `"all_exhausted"`):
+            An epoch ends when all rows of all tasks have been seen (`"all_exhausted"`, smaller tasks begin anew), or before
+            any would be seen twice (`"first_exhausted"`).
+        task_weights (`dict` or `str`, *optional*):
+            A weight by task, 1.0 where silent (JSON on the command line). It multiplies the task's term in the update,
+            after balancing, and the gradient of its head.
+        encoder_lr_multiplier (`float`, *optional*, defaults to 1.0):
+            The learning rate of the shared parameters, as a multiple of `learning_rate`.
+        heads_lr_multiplier (`float`, *optional*, defaults to 1.0):
+            The learning rate of the heads, as a multiple of `learning_rate`.
+        non_finite_strategy (`str`, *optional*, defaults to `"skip"`):
+            What happens when the loss or a gradient of a task is NaN or infinite: the step is skipped with a warning
+            (`"skip"`), or training ends with an error (`"raise"`). Neither lets it into the parameters or the memory.
+    """
+
+    _VALID_DICT_FIELDS = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "balancer_kwargs",
+        "per_task_batch_size",
+        "task_weights",
+    ]
+
+    per_device_train_batch_size: int = field(
+        default=8,
+        metadata={"help": "Rows of each task in a micro-batch, per device. With T tasks a batch holds T times as many."},
+    )
+    max_grad_norm: float = field(
+        default=0.0,
+        metadata={
+            "help": "Maximum gradient norm (for gradient clipping), 0 for none. Unlike in transformers it is 0 by default: "
+            "clipping would undo the norm that the balancer's alpha gives to the update."
+        },
+    )
+    balancer: str = field(
+        default="db_mtl",
+        metadata={"help": "The balancer, '[transform+][ema+][weighting]', such as db_mtl, ew, log, max_norm, log+max_norm."},
+    )
+    balancer_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "The options of the balancer as JSON, e.g. '{\"beta\": 0.9, \"decay\": 0.5, \"alpha\": \"max\"}'."},
+    )
+    mixing: str = field(
+        default="equal",
+        metadata={
+            "help": "The share of each task in a batch: equal, proportional to the dataset's size, or temperature.",
+            "choices": MIXINGS,
+        },
+    )
+    mixing_temperature: float = field(
+        default=2.0,
+        metadata={"help": "With mixing=temperature a task's share is proportional to size^(1/mixing_temperature)."},
+    )
+    per_task_batch_size: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Rows per micro-batch of single tasks as JSON, e.g. '{\"mrpc\": 4}'; overrides the mixing."},
+    )
+    stopping_strategy: str = field(
+        default="all_exhausted",
+        metadata={
+            "help": "An epoch ends when every task's rows have all been seen (all_exhausted) or when the first task's have "
+            "(first_exhausted).",
+            "choices": STOPPING_STRATEGIES,
+        },
+    )
+    task_weights: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "A weight by task as JSON, applied after balancing, e.g. '{\"mrpc\": 2.0}'."},
+    )
+    encoder_lr_multiplier: float = field(
+        default=1.0, metadata={"help": "The learning rate of the shared parameters, as a multiple of learning_rate."}
+    )
+    heads_lr_multiplier: float = field(
+        default=1.0, metadata={"help": "The learning rate of the heads, as a multiple of learning_rate."}
+    )
+    non_finite_strategy: str = field(
+        default="skip",
+        metadata={
+            "help": "What to do when a task's loss or gradient is NaN or infinite: skip the step, or raise.",
+            "choices": NON_FINITE_STRATEGIES,
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, choices in (
+            ("mixing", MIXINGS),
+            ("stopping_strategy", STOPPING_STRATEGIES),
+            ("non_finite_strategy", NON_FINITE_STRATEGIES),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {list(choices)}, and is {getattr(self, name)!r}.")
+        for name in ("mixing_temperature", "encoder_lr_multiplier", "heads_lr_multiplier"):
+            _number(name, getattr(self, name), zero=name != "mixing_temperature")
+        for name in ("balancer_kwargs", "per_task_batch_size", "task_weights"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Mapping):
+                raise ValueError(f"`{name}` must be a dictionary (JSON on the command line), and is {value!r}.")
+        for task, weight in (self.task_weights or {}).items():
+            _number(f"task_weights['{task}']", weight, zero=True)
+        for task, rows in (self.per_task_batch_size or {}).items():
+            if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
+                raise ValueError(f"`per_task_batch_size['{task}']` must be a whole number of 1 or more, and is {rows!r}.")
+        self.make_balancer()  # an unknown name or option is an error here, not after the data has been prepared
+
+    def make_balancer(self):
+        """Makes the balancer that these arguments describe, see [`~hf_dbmtl.balancing.make_balancer`]."""
+        return make_balancer(self.balancer, self.balancer_kwargs, self.task_weights)
+
+
+def _number(name: str, value: Any, zero: bool) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
+    if not number or (value == 0 and not zero):
+        raise ValueError(f"`{name}` must be a {'number of 0 or more' if zero else 'positive number'}, and is {value!r}.")

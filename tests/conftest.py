@@ -1,0 +1,12 @@
+"""Everything runs offline, on the CPU, in one thread per process: set before any import reads it."""
+
+import os
+
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    CUDA_VISIBLE_DEVICES="",
+    OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),
+    MPLBACKEND="agg",
+)

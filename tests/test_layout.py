@@ -1,0 +1,116 @@
+"""The update depends on the rows of a step alone, not on how they are cut into micro-batches (G1, G2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import TASKS, arguments, distance, tiny_data, tiny_model, train
+from torch.utils.data import DataLoader
+
+from hf_dbmtl import MultiTaskTrainer
+from hf_dbmtl.gradients import LocalGradients
+
+
+LAYOUTS = {"8": (8, 1), "4x2": (4, 2), "2x4": (2, 4)}
+BALANCERS = {
+    "db_mtl": {"balancer": "db_mtl"},
+    "db_mtl without memory": {"balancer": "db_mtl", "balancer_kwargs": {"beta": 0.0}},
+    "ew": {"balancer": "ew"},
+    "log": {"balancer": "log"},
+    "max_norm": {"balancer": "max_norm", "balancer_kwargs": {"alpha": "median"}},
+}
+
+
+def steps_of(folder: Path, rows: int, accumulation: int, dtype=torch.float64, kind=MultiTaskTrainer, **options):
+    args = arguments(
+        folder,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=2,
+        learning_rate=1e-3,
+        **options,
+    )
+    # 20 rows do not fill three steps of 8: the last one begins anew with each task's rows
+    data = tiny_data(rows=20, missing=0.2)
+    trainer, steps = train(tiny_model(dtype=dtype), args, data, trainer=kind)
+    assert trainer.state.global_step == len(steps) == 6
+    return steps
+
+
+@pytest.mark.parametrize("name", BALANCERS)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 5e-6)], ids=["float64", "float32"])
+def test_layouts_agree(name: str, dtype: torch.dtype, bound: float, tmp_path: Path) -> None:
+    whole = steps_of(tmp_path, *LAYOUTS["8"], dtype=dtype, **BALANCERS[name])
+    for layout in ("4x2", "2x4"):
+        assert distance(whole, steps_of(tmp_path, *LAYOUTS[layout], dtype=dtype, **BALANCERS[name])) < bound, layout
+
+
+class MeanOfLogs(LocalGradients):
+    """The mistake to be caught: the gradient of the mean over micro-batches of each one's log loss."""
+
+    def measure(self, task, batches, *args, **kwargs):
+        parts = [super(MeanOfLogs, self).measure(task, [batch], *args, **kwargs) for batch in batches]
+        parts = [part for part in parts if part.num_items]
+        first = parts[0]
+        for part in parts[1:]:
+            first.shared.add_(part.shared)
+            first.heads.add_(part.heads)
+        first.shared.mul_(1 / len(parts))
+        first.heads.mul_(1 / len(parts))
+        first.norm = first.shared.norm()
+        return first
+
+
+class MeanOfMeans(MeanOfLogs):
+    """Another: micro-batches of different item counts weighted alike. Shows without any logarithm."""
+
+
+def wrong_trainer(gradients: type[LocalGradients]) -> type[MultiTaskTrainer]:
+    class Wrong(MultiTaskTrainer):
+        def create_optimizer(self, model=None):
+            optimizer = super().create_optimizer(model)
+            self.gradients.__class__ = gradients
+            return optimizer
+
+    return Wrong
+
+
+@pytest.mark.parametrize(("gradients", "balancer"), [(MeanOfLogs, "db_mtl"), (MeanOfMeans, "ew")])
+def test_wrong_variants_are_caught(gradients: type, balancer: str, tmp_path: Path) -> None:
+    whole = steps_of(tmp_path, *LAYOUTS["8"], balancer=balancer)
+    wrong = steps_of(tmp_path, *LAYOUTS["2x4"], balancer=balancer, kind=wrong_trainer(gradients))
+    first_updates = [[{"update": steps[0]["update"]}] for steps in (whole, wrong)]
+    assert distance(*first_updates) > 1e-3
+
+
+class FixedBatches(MultiTaskTrainer):
+    """Trains on the micro-batches it is given, so that the last window can be incomplete."""
+
+    micro_batches: list
+
+    def get_train_dataloader(self) -> DataLoader:
+        return self.accelerator.prepare(DataLoader(self.micro_batches, batch_size=None))
+
+
+def fixed_steps(folder: Path, cuts: list[tuple[int, int]], accumulation: int, **options):
+    """Trains on rows cut at the given places; every micro-batch holds the same rows of each task."""
+    data = tiny_data(rows=12, missing=0.2)
+    kind = type("Fixed", (FixedBatches,), {})
+    probe = MultiTaskTrainer(model=tiny_model(), args=arguments(folder), train_dataset=data)
+    kind.micro_batches = [
+        {task: probe.collators[task]([data[task][row] for row in range(*cut)]) for task in TASKS} for cut in cuts
+    ]
+    args = arguments(folder, gradient_accumulation_steps=accumulation, **options)
+    return train(tiny_model(), args, data, trainer=kind)[1]
+
+
+@pytest.mark.parametrize("name", ["db_mtl", "ew"])
+def test_incomplete_last_window(name: str, tmp_path: Path) -> None:
+    whole = fixed_steps(tmp_path, [(0, 8), (8, 12)], 1, **BALANCERS[name])
+    cut = fixed_steps(tmp_path, [(0, 3), (3, 6), (6, 8), (8, 9), (9, 12)], 3, **BALANCERS[name])
+    assert len(whole) == len(cut) == 2
+    assert distance(whole, cut) < 1e-10
+    other = fixed_steps(tmp_path, [(0, 3), (3, 6), (6, 9), (9, 10), (10, 12)], 3, **BALANCERS[name])
+    assert distance(whole, other) > 1e-3  # other rows, another step
