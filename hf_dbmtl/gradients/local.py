@@ -85,7 +85,7 @@ class LocalGradients:
             task (`str`):
                 The name of the task.
             batches (`Sequence`):
-                Its micro-batches.
+                Its micro-batches; none where the task is absent from the step.
             forward (`Callable`):
                 `(task, batch)` to the mean loss and the number of items it is the mean over.
             backward (`Callable`):
@@ -98,6 +98,8 @@ class LocalGradients:
         Raises:
             `ValueError`: where the number of items and the loss contradict each other.
         """
+        if not batches:
+            return TaskGradient(0.0, 0.0, *self.zero(), norm=0.0)
         measured: list[Tensor] = []
         single = len(batches) == 1
         reference: Tensor | None = None
