@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -22,7 +23,7 @@ __all__ = ["BALANCER_NAME", "load_balancer", "save_balancer"]
 logger = logging.get_logger(__name__)
 
 BALANCER_NAME = "balancer.safetensors"
-SEPARATOR = "/"  # between the names of task and parameter; no task name holds one
+SEPARATOR = "/"  # between the names of parts, tasks and parameters; none of them holds one
 
 
 def save_balancer(folder: str, balancer: Balancer, names: Sequence[str], args: MultiTaskTrainingArguments) -> None:
@@ -40,12 +41,12 @@ def save_balancer(folder: str, balancer: Balancer, names: Sequence[str], args: M
             Where the name and the options of the balancer are noted from.
     """
     state = balancer.state_dict()
-    tensors = {
-        f"{task}{SEPARATOR}{name}": tensor.contiguous()
-        for task, row in state["memory"].items()
-        for name, tensor in zip(names, row.tensors)
-        if tensor is not None
-    }
+    tensors = {f"tensors{SEPARATOR}{key}": tensor.contiguous() for key, tensor in state["tensors"].items()}
+    for key, rows in state["vectors"].items():
+        for task, row in rows.items():
+            for name, tensor in zip(names, row.tensors):
+                if tensor is not None:
+                    tensors[SEPARATOR.join(("vectors", key, task, name))] = tensor.contiguous()
     metadata = {"format": "pt", "steps": str(state["steps"]), **_description(args)}
     path = os.path.join(folder, BALANCER_NAME)
     save_file(tensors, f"{path}.tmp", metadata)
@@ -82,23 +83,28 @@ def load_balancer(
         logger.warning(f"'{folder}' was saved without optimizer and balancer: both begin anew.")
         return
     position = {name: i for i, name in enumerate(parameters)}
-    rows: dict[str, GradientVector] = {}
+    state: dict[str, Any] = {"tensors": {}, "vectors": {}}
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         for key in file.keys():
-            task, _, name = key.partition(SEPARATOR)
+            kind, _, rest = key.partition(SEPARATOR)
+            if kind == "tensors":
+                state["tensors"][rest] = file.get_tensor(key)
+                continue
+            *what, task, name = rest.split(SEPARATOR)
             if name not in position:
                 raise ValueError(
                     f"'{path}' holds the average of task '{task}' for a parameter '{name}' that is not shared in this model. "
                     "Resume with the model and the `shared_parameters` of the run that was saved."
                 )
+            rows = state["vectors"].setdefault(SEPARATOR.join(what), {})
             row = rows.setdefault(task, GradientVector([None] * len(position)))
             row.tensors[position[name]] = file.get_tensor(key).to(parameters[name].device)
     now = _description(args)
     for key, value in now.items():
         if metadata.get(key) != value:
             logger.warning(f"The run is resumed with {key}={value}; it was saved with {metadata.get(key)}.")
-    balancer.load_state_dict({"steps": int(metadata["steps"]), "memory": rows})
+    balancer.load_state_dict({"steps": int(metadata["steps"]), **state})
 
 
 def _description(args: MultiTaskTrainingArguments) -> dict[str, str]:

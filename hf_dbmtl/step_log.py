@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import fmean
 
+from torch import Tensor
+
 
 __all__ = ["StepLog"]
 
@@ -21,10 +23,13 @@ class StepLog:
         for what, value in values.items():
             self._values.setdefault(f"{what}/{task}", []).append(value)
 
-    def add_weights(self, weights: Mapping[str, float]) -> None:
-        """Adds the weights of the tasks present in a step."""
+    def add_weights(self, weights: Mapping[str, float], cosines: Tensor | None = None) -> None:
+        """Adds the weights of the tasks present in a step, and the mean and lowest cosine between their gradients."""
         for task, weight in weights.items():
             self.add(task, weight=weight)
+        if cosines is not None:
+            self.add("mean", cosine=cosines.mean().item())
+            self.add("min", cosine=cosines.min().item())
 
     def skip(self) -> None:
         """Counts a skipped step."""

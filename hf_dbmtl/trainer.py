@@ -19,7 +19,7 @@ from .balancing import Balancer
 from .checkpoint import load_balancer, save_balancer
 from .checks import check_arguments, check_datasets, check_layout
 from .evaluation import EvaluationMixin
-from .gradients import LocalGradients, TaskGradient, split_parameters
+from .gradients import GradientVector, LocalGradients, TaskGradient, split_parameters
 from .loading import LoadingMixin
 from .step_log import StepLog
 from .training_args import MultiTaskTrainingArguments
@@ -141,7 +141,7 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
         self._enter_training_mode(model)
 
         self.balancer.begin()
-        nothing, heads = self.gradients.zero()
+        head_gradients: dict[str, GradientVector] = {}
         total = 0.0
         for task in self.tasks:
             measured = self._measure(model, task, micro_batches)
@@ -149,15 +149,17 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
                 continue  # absent: not in the sum, its memory unmoved, its head without a gradient
             if not measured.is_finite:
                 return self._skip_step(task, measured)
-            weight = self.balancer.task_weight(task)
-            total += weight * measured.loss
-            heads.add_(measured.heads, weight)
+            total += self.balancer.task_weight(task) * measured.loss
+            head_gradients[task] = measured.heads
             self.step_log.add(task, loss=measured.loss, grad_norm=measured.norm)
             self.balancer.take(task, measured.loss, measured.shared)
             del measured  # else its tensors would live on beside those of the next task
         balanced = self.balancer.balance()
-        self.gradients.write(balanced.update or nothing, heads, self._loss_scale())
-        self.step_log.add_weights(balanced.weights)
+        shared, heads = self.gradients.zero()
+        for task, gradient in head_gradients.items():
+            heads.add_(gradient, balanced.head_weights[task])
+        self.gradients.write(balanced.update or shared, heads, self._loss_scale())
+        self.step_log.add_weights(balanced.weights, balanced.cosines)
         return torch.tensor(total, device=self.args.device)
 
     def _measure(self, model: nn.Module, task: str, micro_batches: list[dict[str, Any]]) -> TaskGradient:
@@ -245,7 +247,7 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
         optimizer = super().create_optimizer(model)
         if fresh or self.balancer is None:
             self.gradients = LocalGradients(*split_parameters(self.model, self.shared_parameters))
-            self.balancer = self.args.make_balancer()
+            self.balancer = self.args.make_balancer().setup(list(self.tasks), self.args.seed)
         if fresh:
             self._multiply_learning_rates(optimizer)
         return optimizer

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .db_mtl import EMA
+from .part import Part
 from .transforms import LossTransform
 from .vectors import Vector
-from .weightings import NormWeighting
+from .weightings import Equal, GramianWeighting, NormWeighting, Weighting
 
 
 __all__ = ["Balanced", "Balancer"]
@@ -27,10 +29,16 @@ class Balanced:
             The update of the shared parameters, for the optimizer; `None` where no task was present.
         weights (`dict[str, float]`):
             For every task present, the factor with which its (remembered) gradient enters the update.
+        head_weights (`dict[str, float]`):
+            For every task present, the factor on the gradient of its head.
+        cosines (`torch.Tensor` of shape `(pairs,)`, *optional*):
+            The cosines between the gradients of the tasks present, pair by pair, where the Gramian was computed.
     """
 
     update: Vector | None
     weights: dict[str, float] = field(default_factory=dict)
+    head_weights: dict[str, float] = field(default_factory=dict)
+    cosines: Tensor | None = None
 
 
 class Balancer:
@@ -45,7 +53,7 @@ class Balancer:
             What is differentiated instead of the loss.
         memory (`EMA`, *optional*):
             The memory of every task's gradient; none by default.
-        weighting (`NormWeighting`):
+        weighting (`Weighting`):
             The weights of the (remembered) gradients.
         task_weights (`Mapping[str, float]`, *optional*):
             The user's weights by task, 1.0 where silent. They multiply a task's term after balancing: a factor on the
@@ -56,7 +64,7 @@ class Balancer:
         self,
         transform: LossTransform,
         memory: EMA | None,
-        weighting: NormWeighting,
+        weighting: Weighting,
         task_weights: Mapping[str, float] | None = None,
     ):
         self.transform = transform
@@ -66,13 +74,22 @@ class Balancer:
         self.steps = 0
         self.begin()
 
+    def setup(self, tasks: Sequence[str], seed: int = 0) -> Balancer:
+        """Tells every part the names of the tasks and the seed of the run."""
+        for part in self._parts().values():
+            part.setup(tasks, seed)
+        return self
+
     def begin(self) -> None:
         """Starts a step."""
         self._sum: Vector | None = None
+        self._rows: dict[str, Vector] = {}
         self._norms: dict[str, float] = {}
+        self._losses: dict[str, float] = {}
+        self.transform.begin(self.steps + 1)
 
     def derivative(self, task: str, loss: Tensor) -> Tensor:
-        """The factor on the gradient of `loss` (`torch.Tensor` of shape `()`): the derivative of the loss transform."""
+        """The factor on the gradient of `loss` (`torch.Tensor` of shape `()`), see [`LossTransform.derivative`]."""
         return self.transform.derivative(task, loss)
 
     def take(self, task: str, loss: float, gradient: Vector) -> None:
@@ -88,10 +105,31 @@ class Balancer:
                 Its finite gradient, the transform's derivative applied. It is given away: this method may overwrite it.
         """
         self.transform.check(task, loss)
-        if self.memory is not None:
-            gradient = self.memory.update(task, gradient, self.steps + 1)
+        self._losses[task] = loss
+        if not self._waits:
+            gradient = self._remember(task, gradient)
+        if self._streams:
+            self._add(task, gradient)
+        else:
+            self._rows[task] = gradient
+
+    @property
+    def _streams(self) -> bool:
+        """Whether a gradient can be added to the running sum as it comes, and need not be kept to the end of the step."""
+        return isinstance(self.weighting, NormWeighting) and not self._waits
+
+    @property
+    def _waits(self) -> bool:
+        """Whether a factor known at the end of the step only must be on the gradients before anything looks at them."""
+        return self.transform.coupled and not (self.memory is None and isinstance(self.weighting, Equal))
+
+    def _remember(self, task: str, gradient: Vector) -> Vector:
+        return gradient if self.memory is None else self.memory.update(task, gradient, self.steps + 1)
+
+    def _add(self, task: str, gradient: Vector) -> None:
+        """Adds a gradient to the running sum, which stands for all of them where the norms suffice."""
         norm = self._norms[task] = gradient.norm()
-        unit = self.weighting.unit(norm) * self.task_weight(task)
+        unit = self.weighting.unit(norm, task) * self.task_weight(task)
         if self._sum is not None:
             self._sum.add_(gradient, unit)
         elif self.memory is not None:
@@ -101,27 +139,90 @@ class Balancer:
 
     def balance(self) -> Balanced:
         """Ends the step: the update and the weights, and the step counts as balanced."""
-        if self._sum is None:
+        if not self._losses:
             return Balanced(update=None)
-        scale = self.weighting.scale(list(self._norms.values()))
-        weights = {
-            task: scale * self.weighting.unit(norm) * self.task_weight(task) for task, norm in self._norms.items()
-        }
-        update = self._sum.mul_(scale)
+        common = self.transform.scale(self._losses)
+        if self._waits:
+            self._rows = {task: self._remember(task, row.mul_(common)) for task, row in self._rows.items()}
+        if isinstance(self.weighting, NormWeighting):
+            for task, row in self._rows.items():
+                self._add(task, row)
+            balanced = self._by_norms()
+        elif isinstance(self.weighting, GramianWeighting):
+            balanced = self._by_gramian()
+        else:
+            balanced = self._by_coordinates()
+        if not self._waits:
+            balanced.update.mul_(common)
+        for task in self._losses:
+            own = balanced.weights[task] if self.weighting.weights_heads else self.task_weight(task)
+            balanced.head_weights[task] = own * common
+        self.transform.update(self._losses)
+        self.weighting.update(self._losses, self._norms)
         self.steps += 1
         self.begin()
-        return Balanced(update, weights)
+        return balanced
+
+    def _by_norms(self) -> Balanced:
+        scale = self.weighting.scale(list(self._norms.values()))
+        weights = {
+            task: scale * self.weighting.unit(norm, task) * self.task_weight(task)
+            for task, norm in self._norms.items()
+        }
+        return Balanced(self._sum.mul_(scale), weights)
+
+    def _by_gramian(self) -> Balanced:
+        first, *others = self._rows.values()
+        gramian = first.gramian(others)
+        norms = gramian.diagonal().clamp(min=0).sqrt()
+        self._norms = dict(zip(self._rows, norms.tolist()))
+        found = self.weighting.weights(gramian, list(self._rows), list(self._losses.values()), self.steps + 1)
+        weights = {task: weight * self.task_weight(task) for task, weight in zip(self._rows, found.tolist())}
+        update = first.new_zero()
+        for task, row in self._rows.items():
+            update.add_(row, weights[task])
+        pairs = torch.triu_indices(len(norms), len(norms), 1)
+        cosines = (gramian / (norms[:, None] * norms).clamp(min=torch.finfo(gramian.dtype).tiny))[pairs[0], pairs[1]]
+        return Balanced(update, weights, cosines=cosines if len(cosines) else None)
+
+    def _by_coordinates(self) -> Balanced:
+        update, weights = self.weighting.combine(self._rows, list(self._losses.values()), self.steps + 1)
+        return Balanced(update, {task: weights.get(task, 1.0) for task in self._rows})
 
     def task_weight(self, task: str) -> float:
         """The user's weight of a task, 1.0 by default."""
         return self.task_weights.get(task, 1.0)
 
+    def look_again(self, losses: Mapping[str, float]) -> None:
+        """Given the losses of the same batch after the optimizer's step, where the transform wants them."""
+        self.transform.look_again(losses)
+
+    @property
+    def looks_again(self) -> bool:
+        """Whether the transform wants the losses of the same batch again after the optimizer's step."""
+        return self.transform.looks_again
+
+    def _parts(self) -> dict[str, Part]:
+        parts = {"transform": self.transform, "memory": self.memory, "weighting": self.weighting}
+        return {name: part for name, part in parts.items() if part is not None}
+
     def state_dict(self) -> dict[str, Any]:
-        """The counter of balanced steps, and by task what the memory holds."""
-        return {"steps": self.steps, "memory": dict(self.memory.rows) if self.memory is not None else {}}
+        """
+        Everything a further step depends on: `steps`, the counter of balanced steps; `tensors`, by `part/name`; `vectors`,
+        by `part/name` and task.
+        """
+        parts = self._parts().items()
+        return {
+            "steps": self.steps,
+            "tensors": {f"{place}/{name}": one for place, part in parts for name, one in part.state_dict().items()},
+            "vectors": {f"{place}/{name}": rows for place, part in parts for name, rows in part.vectors().items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up the state that [`~Balancer.state_dict`] gave."""
         self.steps = state["steps"]
-        if self.memory is not None:
-            self.memory.rows = dict(state["memory"])
+        for place, part in self._parts().items():
+            for kind, load in (("tensors", part.load_state_dict), ("vectors", part.load_vectors)):
+                prefix = f"{place}/"
+                load({key.removeprefix(prefix): one for key, one in state[kind].items() if key.startswith(prefix)})
+        self.begin()

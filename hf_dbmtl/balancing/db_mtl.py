@@ -14,13 +14,14 @@ Each part is one of the three independent choices that make a method, so that th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from .part import Part
 from .transforms import LossTransform
 from .vectors import Vector
 from .weightings import NormWeighting
@@ -28,6 +29,7 @@ from .weightings import NormWeighting
 
 __all__ = ["EMA", "EPSILON", "Log", "MaxNorm"]
 
+PAPER = "Dual-Balancing for Multi-Task Learning, arXiv 2308.12029"
 EPSILON = 1e-8  # the paper's, in the logarithm and in the norm
 
 V = TypeVar("V", bound=Vector)
@@ -38,6 +40,9 @@ class Log(LossTransform):
     $\phi(\ell) = \log(\ell + \epsilon)$, whose derivative $1 / (\ell + \epsilon)$ makes the scale of a loss immaterial
     (paper, section 3.1). A loss of zero is what $\epsilon$ is for; a negative one has no logarithm and is refused.
     """
+
+    holds = frozenset({"permutation_equivariant", "loss_scale_invariant"})
+    paper = PAPER
 
     def derivative(self, task: str, loss: Tensor) -> Tensor:
         return 1.0 / (loss + EPSILON)
@@ -50,7 +55,7 @@ class Log(LossTransform):
             )
 
 
-class EMA:
+class EMA(Part):
     r"""
     An exponential moving average of every task's gradient, $\hat g_t \leftarrow \beta_k \hat g_t + (1 - \beta_k) g_t$
     with $\beta_k = \beta / k^{decay}$ (paper, Algorithm 1, line 6). It starts from zero and is not bias-corrected.
@@ -68,6 +73,11 @@ class EMA:
             The type in which the averages are kept, such as `"bfloat16"` to halve their memory. By default float32, and
             float64 for float64 parameters.
     """
+
+    needs = "coordinates"
+    holds = frozenset({"rotation_invariant", "permutation_equivariant", "coordinate_state"})
+    paper = PAPER
+    memory = "a gradient per task"
 
     def __init__(self, beta: float = 0.9, decay: float = 0.5, ema_dtype: str | torch.dtype | None = None):
         if not 0.0 <= beta < 1.0:
@@ -91,6 +101,12 @@ class EMA:
         row.lerp_(gradient, 1.0 - self.beta / step**self.decay)
         return row
 
+    def vectors(self) -> dict[str, dict[str, Vector]]:
+        return {"ema": dict(self.rows)}
+
+    def load_vectors(self, vectors: Mapping[str, dict[str, Vector]]) -> None:
+        self.rows = dict(vectors.get("ema", {}))
+
 
 class MaxNorm(NormWeighting):
     r"""
@@ -103,6 +119,9 @@ class MaxNorm(NormWeighting):
             `"max"`, `"min"`, `"mean"` or `"median"` of the norms, `"1/T"` for the number of tasks present, or a positive
             constant: the choices of the paper's figure 6.
     """
+
+    holds = frozenset({"rotation_invariant", "permutation_equivariant"})
+    paper = PAPER
 
     STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
         "max": max,
@@ -118,7 +137,7 @@ class MaxNorm(NormWeighting):
             raise ValueError(f"`alpha` must be one of {list(self.STATISTICS)} or a positive number, and is {alpha!r}.")
         self.alpha = alpha
 
-    def unit(self, norm: float) -> float:
+    def unit(self, norm: float, task: str = "") -> float:
         return 1.0 / (norm + EPSILON)
 
     def scale(self, norms: Sequence[float]) -> float:

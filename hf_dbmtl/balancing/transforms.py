@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor
+
+from .part import Part
 
 
 __all__ = ["Identity", "LossTransform"]
 
 
-class LossTransform(ABC):
+class LossTransform(Part):
     r"""
-    A function $\phi$ applied to every task's loss $\ell_t$ before it is differentiated. By the chain rule the gradient
-    is $\phi'(\ell_t) \nabla \ell_t$, so that a transform is its derivative: it is evaluated once per task and step, at
-    the mean loss over all micro-batches and processes, never at a part of it.
+    A function $\Phi$ of the tasks' losses that is differentiated in place of their sum. By the chain rule the gradient of
+    task $t$ is $\frac{\partial\Phi}{\partial\ell_t} \nabla \ell_t$, so that a transform is its derivatives. They are taken
+    at the mean losses over all micro-batches and processes, never at a part of them, and come in two factors: one known
+    as soon as the task's own loss is ([`~LossTransform.derivative`]), and one common to all tasks, known at the end of the
+    step ([`~LossTransform.scale`]).
     """
 
-    @abstractmethod
+    needs = "losses"
+    # Whether it wants the losses of the same batch again after the optimizer's step.
+    looks_again: ClassVar[bool] = False
+    # Whether `scale` is anything but 1.
+    coupled: ClassVar[bool] = False
+
+    def begin(self, step: int) -> None:
+        """Told at the beginning of what is going to be balanced step `step` (from 1), unless it is skipped."""
+
     def derivative(self, task: str, loss: Tensor) -> Tensor:
         r"""
+        The task's own factor of the derivative.
+
         Args:
             task (`str`):
                 The name of the task.
@@ -27,15 +42,28 @@ class LossTransform(ABC):
                 The mean loss of the task over the step, detached.
 
         Returns:
-            `torch.Tensor` of shape `()`: $\phi'(\ell_t)$, of the loss's dtype, on its device.
+            `torch.Tensor` of shape `()`: the factor, of the loss's dtype, on its device.
         """
+        raise NotImplementedError
+
+    def scale(self, losses: Mapping[str, float]) -> float:
+        """The factor common to all tasks, given the losses of those present."""
+        return 1.0
 
     def check(self, task: str, loss: float) -> None:
         """Raises a `ValueError` where `loss` is outside the domain of the transform. By default every loss is inside."""
 
+    def update(self, losses: Mapping[str, float]) -> None:
+        """Told at the end of a balanced step, with the losses of the tasks present: learned weights are stepped here."""
+
+    def look_again(self, losses: Mapping[str, float]) -> None:
+        """Given the losses of the same batch after the optimizer's step, where `looks_again`."""
+
 
 class Identity(LossTransform):
-    r"""$\phi(\ell) = \ell$: the gradient of the loss itself."""
+    r"""The sum of the losses: every derivative is 1."""
+
+    holds = frozenset({"permutation_equivariant"})
 
     def derivative(self, task: str, loss: Tensor) -> Tensor:
         return loss.new_ones(())

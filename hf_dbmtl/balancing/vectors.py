@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 
-__all__ = ["Vector"]
+__all__ = ["CoordinateFunction", "Vector"]
 
 V = TypeVar("V", bound="Vector")
+
+# (pieces, parameter, start) -> piece: from the entries of several vectors for the same stretch of a parameter, a tensor of
+# shape (vectors, n), those of one vector, of shape (n,). `parameter` is the position of the parameter among the shared
+# ones, `start` that of the stretch in the flattened parameter: the same on every process, however the parameter is cut.
+CoordinateFunction = Callable[[Tensor, int, int], Tensor]
 
 
 class Vector(Protocol):
@@ -20,6 +27,9 @@ class Vector(Protocol):
 
     def norm(self) -> float: ...
 
+    def gramian(self, others: Sequence[Vector]) -> Tensor:
+        """The products of this vector and `others` with one another, `(1 + len(others),) * 2`, float64, on the CPU."""
+
     def new_zero(self: V, dtype: torch.dtype | None = None) -> V: ...
 
     def mul_(self: V, factor: float) -> V: ...
@@ -27,3 +37,9 @@ class Vector(Protocol):
     def add_(self: V, other: V, alpha: float = 1.0) -> V: ...
 
     def lerp_(self: V, other: V, weight: float) -> V: ...
+
+    def map(self: V, others: Sequence[V], function: CoordinateFunction) -> V:
+        """A new vector, by `function` applied to the entries of this vector and `others`, stretch by stretch."""
+
+    def sums(self, others: Sequence[Vector], function: Callable[[Tensor, int, int], Tensor]) -> Tensor:
+        """As `map`, but each call gives numbers, a tensor of one shape, which are added up over the whole vector."""

@@ -1,34 +1,92 @@
-"""Weightings: with which weights the gradients of the tasks are added up."""
+"""Weightings: with which weights the gradients of the tasks are added up. Three kinds, by what they look at."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from .part import Part
+from .vectors import Vector
 
 
-__all__ = ["Equal", "NormWeighting"]
+__all__ = ["CoordinateWeighting", "Equal", "GramianWeighting", "NormWeighting", "Weighting"]
 
 
-class NormWeighting(ABC):
+class Weighting(Part):
+    """
+    Class attributes:
+        weights_heads (`bool`): whether a head's gradient carries the weight of its task as well, as in the official code of
+            methods that back-propagate the weighted sum of losses.
+    """
+
+    weights_heads: ClassVar[bool] = False
+
+    def update(self, losses: Mapping[str, float], norms: Mapping[str, float]) -> None:
+        """Told at the end of a balanced step: learned weights are stepped here."""
+
+
+class NormWeighting(Weighting):
     r"""
     A weighting that knows the tasks' gradients by their norms alone and factorises, $w_t = \alpha(n_1, \dots, n_T)
     \, u(n_t)$: the unit factor $u$ is known as soon as the gradient of its own task is, the common scale $\alpha$ at the
     end of the step. So one running sum $\sum_t u(n_t) g_t$ takes the place of the $T$ gradients.
     """
 
+    needs = "norms"
+
     @abstractmethod
-    def unit(self, norm: float) -> float:
-        """The factor of a task's own gradient, whose norm is `norm`."""
+    def unit(self, norm: float, task: str = "") -> float:
+        """The factor of the gradient of `task`, whose norm is `norm`."""
 
     @abstractmethod
     def scale(self, norms: Sequence[float]) -> float:
         """The factor common to all tasks, given the `norms` of those present in the step (at least one)."""
 
 
+class GramianWeighting(Weighting):
+    r"""A weighting that knows the $T$ gradients by their products alone, which suffices for most published methods."""
+
+    needs = "gramian"
+
+    @abstractmethod
+    def weights(self, gramian: Tensor, tasks: Sequence[str], losses: Sequence[float], step: int) -> Tensor:
+        r"""
+        Args:
+            gramian (`torch.Tensor` of shape `(tasks, tasks)`, float64, on the CPU):
+                $g_s \cdot g_t$ of the whole gradients, the same on every process.
+            tasks (`Sequence[str]`):
+                The names of the tasks present, in the order of the Gramian.
+            losses (`Sequence[float]`):
+                Their losses, not transformed.
+            step (`int`):
+                The number of this balanced step, from 1.
+
+        Returns:
+            `torch.Tensor` of shape `(tasks,)`: the weights $w_t$ of the update $\sum_t w_t g_t$.
+        """
+
+
+class CoordinateWeighting(Weighting):
+    """A weighting that has to see every coordinate of the gradients."""
+
+    needs = "coordinates"
+
+    @abstractmethod
+    def combine(self, rows: Mapping[str, Vector], losses: Sequence[float], step: int) -> tuple[Vector, dict[str, float]]:
+        """The update from the gradients of the tasks present, by name, and the weights where there are any."""
+
+
 class Equal(NormWeighting):
     """Equal weighting (EW): the plain sum of the gradients."""
 
-    def unit(self, norm: float) -> float:
+    needs = "losses"
+    holds = frozenset({"rotation_invariant", "permutation_equivariant"})
+    paper = "the sum of the losses"
+
+    def unit(self, norm: float, task: str = "") -> float:
         return 1.0
 
     def scale(self, norms: Sequence[float]) -> float:

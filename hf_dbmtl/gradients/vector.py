@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 
 __all__ = ["GradientVector", "accumulation_dtype"]
+
+STRETCH = 1 << 18  # entries worked on at a time where several vectors are looked at side by side
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -46,6 +48,43 @@ class GradientVector:
             return 0.0
         norms = torch._foreach_norm(tensors, 2, dtype=accumulation_dtype(tensors[0].dtype))
         return math.hypot(*torch.stack([norm.to(norms[0].device) for norm in norms]).tolist())
+
+    def gramian(self, others: Sequence[GradientVector]) -> Tensor:
+        """The products of this vector and `others` with one another, in float64 on the CPU."""
+        return self.sums(others, lambda pieces, parameter, start: pieces @ pieces.T).double().cpu()
+
+    def map(self, others: Sequence[GradientVector], function: Callable[[Tensor, int, int], Tensor]) -> GradientVector:
+        """A new vector, by `function(pieces, parameter, start)` applied to the entries of this vector and `others`."""
+        result = self.new_zero()
+        for parameter, start, pieces in self._pieces(others):
+            if result.tensors[parameter] is None:
+                like = next(one.tensors[parameter] for one in (self, *others) if one.tensors[parameter] is not None)
+                result.tensors[parameter] = torch.empty(like.shape, dtype=accumulation_dtype(like.dtype), device=like.device)
+            end = start + pieces.shape[1]
+            result.tensors[parameter].view(-1)[start:end] = function(pieces, parameter, start)
+        return result
+
+    def sums(self, others: Sequence[GradientVector], function: Callable[[Tensor, int, int], Tensor]) -> Tensor:
+        """The numbers that `function(pieces, parameter, start)` gives, added up over the whole vector."""
+        total: Tensor | None = None
+        for parameter, start, pieces in self._pieces(others):
+            part = function(pieces, parameter, start)
+            total = part if total is None else total + part
+        return torch.zeros((1 + len(others),) * 2, dtype=torch.float64) if total is None else total
+
+    def _pieces(self, others: Sequence[GradientVector]) -> Iterator[tuple[int, int, Tensor]]:
+        """The entries of this vector and `others` side by side in float64, stretch by stretch; zero where unreached."""
+        for parameter, tensors in enumerate(zip(self.tensors, *(other.tensors for other in others))):
+            like = next((tensor for tensor in tensors if tensor is not None), None)
+            if like is None:
+                continue
+            flat = [None if tensor is None else tensor.reshape(-1) for tensor in tensors]
+            for start in range(0, like.numel(), STRETCH):
+                cut = [
+                    like.new_zeros(min(STRETCH, like.numel() - start)) if one is None else one[start : start + STRETCH]
+                    for one in flat
+                ]
+                yield parameter, start, torch.stack([piece.double() for piece in cut])
 
     def mul_(self, factor: float | Tensor) -> GradientVector:
         """Multiplies by a number (or a tensor of shape `()`) in place. A factor of 1.0 costs nothing."""
