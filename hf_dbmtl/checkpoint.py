@@ -1,20 +1,22 @@
-"""The balancer's part of a checkpoint: one safetensors file in logical form, by task and parameter name."""
+"""
+The balancer's part of a checkpoint: safetensors in logical form, by task and parameter name. Each process writes what it
+holds, pieces of parameters by the place where they start, so that any other number of processes can read them.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from glob import escape, glob
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
 from transformers.trainer import OPTIMIZER_NAME
 from transformers.utils import logging
 
 from .balancing import Balancer
-from .gradients import GradientVector
+from .gradients import Gradients
 from .training_args import MultiTaskTrainingArguments
 
 
@@ -26,7 +28,7 @@ BALANCER_NAME = "balancer.safetensors"
 SEPARATOR = "/"  # between the names of parts, tasks and parameters; none of them holds one
 
 
-def save_balancer(folder: str, balancer: Balancer, names: Sequence[str], args: MultiTaskTrainingArguments) -> None:
+def save_balancer(folder: str, balancer: Balancer, gradients: Gradients, args: MultiTaskTrainingArguments) -> None:
     """
     Writes the state of a balancer into a checkpoint, atomically: a file of that name is whole or not there.
 
@@ -35,45 +37,50 @@ def save_balancer(folder: str, balancer: Balancer, names: Sequence[str], args: M
             The folder of the checkpoint.
         balancer ([`~hf_dbmtl.balancing.Balancer`]):
             The balancer.
-        names (`Sequence[str]`):
-            The names of the shared parameters, in the order of its vectors.
+        gradients ([`~hf_dbmtl.gradients.Gradients`]):
+            Whose vectors it holds.
         args ([`MultiTaskTrainingArguments`]):
-            Where the name and the options of the balancer are noted from.
+            Where the process, the name and the options of the balancer are noted from.
     """
+    names = list(gradients.shared)
     state = balancer.state_dict()
-    tensors = {f"tensors{SEPARATOR}{key}": tensor.contiguous() for key, tensor in state["tensors"].items()}
+    tensors = {}
+    if args.process_index == 0:
+        tensors = {f"tensors{SEPARATOR}{key}": tensor.contiguous() for key, tensor in state["tensors"].items()}
     for key, rows in state["vectors"].items():
         for task, row in rows.items():
-            for name, tensor in zip(names, row.tensors):
-                if tensor is not None:
-                    tensors[SEPARATOR.join(("vectors", key, task, name))] = tensor.contiguous()
+            for position, start, piece in row.entries():
+                tensors[SEPARATOR.join(("vectors", key, task, names[position], str(start)))] = piece.contiguous()
     metadata = {"format": "pt", "steps": str(state["steps"]), **_description(args)}
-    path = os.path.join(folder, BALANCER_NAME)
+    name = BALANCER_NAME
+    if args.world_size > 1:
+        name = name.replace(".", f"-{args.process_index:05d}-of-{args.world_size:05d}.", 1)
+    os.makedirs(folder, exist_ok=True)  # another process may be the one that makes it, later
+    path = os.path.join(folder, name)
     save_file(tensors, f"{path}.tmp", metadata)
     os.replace(f"{path}.tmp", path)
 
 
-def load_balancer(
-    folder: str, balancer: Balancer, parameters: Mapping[str, nn.Parameter], args: MultiTaskTrainingArguments
-) -> None:
+def load_balancer(folder: str, balancer: Balancer, gradients: Gradients, args: MultiTaskTrainingArguments) -> None:
     """
-    Reads back what [`save_balancer`] wrote.
+    Reads back what [`save_balancer`] wrote, with whatever number of processes.
 
     Args:
         folder (`str`):
             The folder of the checkpoint.
         balancer ([`~hf_dbmtl.balancing.Balancer`]):
             The balancer that takes the state up.
-        parameters (`Mapping[str, Parameter]`):
-            The shared parameters by name.
+        gradients ([`~hf_dbmtl.gradients.Gradients`]):
+            What makes its vectors.
         args ([`MultiTaskTrainingArguments`]):
             What the run is continued with. A difference to what was saved is told, not refused.
 
     Raises:
         `ValueError`: where the file is missing although the optimizer's is there, or holds names unknown to the model.
     """
-    path = os.path.join(folder, BALANCER_NAME)
-    if not os.path.isfile(path):
+    pattern = BALANCER_NAME.replace(".", "*.", 1)
+    paths = sorted(glob(os.path.join(escape(folder), pattern)))
+    if not paths:
         if os.path.isfile(os.path.join(folder, OPTIMIZER_NAME)):
             raise ValueError(
                 f"The checkpoint '{folder}' holds an optimizer and no {BALANCER_NAME}: it was not written by "
@@ -82,30 +89,33 @@ def load_balancer(
             )
         logger.warning(f"'{folder}' was saved without optimizer and balancer: both begin anew.")
         return
-    position = {name: i for i, name in enumerate(parameters)}
-    state: dict[str, Any] = {"tensors": {}, "vectors": {}}
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        for key in file.keys():
-            kind, _, rest = key.partition(SEPARATOR)
-            if kind == "tensors":
-                state["tensors"][rest] = file.get_tensor(key)
-                continue
-            *what, task, name = rest.split(SEPARATOR)
-            if name not in position:
-                raise ValueError(
-                    f"'{path}' holds the average of task '{task}' for a parameter '{name}' that is not shared in this model. "
-                    "Resume with the model and the `shared_parameters` of the run that was saved."
-                )
-            rows = state["vectors"].setdefault(SEPARATOR.join(what), {})
-            row = rows.setdefault(task, GradientVector([None] * len(position)))
-            row.tensors[position[name]] = file.get_tensor(key).to(parameters[name].device)
-    now = _description(args)
-    for key, value in now.items():
+    tensors: dict[str, torch.Tensor] = {}
+    pieces: dict[str, dict[str, list[tuple[int, int, torch.Tensor]]]] = {}
+    position = {name: i for i, name in enumerate(gradients.shared)}
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            for key in file.keys():
+                kind, _, rest = key.partition(SEPARATOR)
+                if kind == "tensors":
+                    tensors[rest] = file.get_tensor(key)
+                    continue
+                *what, task, name, start = rest.split(SEPARATOR)
+                if name not in position:
+                    raise ValueError(
+                        f"'{path}' holds the average of task '{task}' for a parameter '{name}' that is not shared in this "
+                        "model. Resume with the model and the `shared_parameters` of the run that was saved."
+                    )
+                rows = pieces.setdefault(SEPARATOR.join(what), {})
+                rows.setdefault(task, []).append((position[name], int(start), file.get_tensor(key)))
+    for key, value in _description(args).items():
         if metadata.get(key) != value:
             logger.warning(f"The run is resumed with {key}={value}; it was saved with {metadata.get(key)}.")
-    balancer.load_state_dict({"steps": int(metadata["steps"]), **state})
+    vectors = {
+        key: {task: gradients.from_entries(entries) for task, entries in rows.items()} for key, rows in pieces.items()
+    }
+    balancer.load_state_dict({"steps": int(metadata["steps"]), "tensors": tensors, "vectors": vectors})
 
 
 def _description(args: MultiTaskTrainingArguments) -> dict[str, str]:
-    return {"balancer": args.balancer, "balancer_kwargs": json.dumps(args.balancer_kwargs or {}, sort_keys=True)}
+    return {"balancer": str(args.balancer), "balancer_kwargs": json.dumps(args.balancer_kwargs or {}, sort_keys=True)}

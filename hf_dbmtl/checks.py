@@ -8,21 +8,35 @@ from typing import Any
 
 import datasets
 import torch
-from accelerate import Accelerator
-
+from accelerate import Accelerator, DistributedType
+from torch import nn
 from transformers import TrainingArguments
+from transformers.debug_utils import DebugOption
 from transformers.training_args import ParallelMode
+from transformers.utils import logging
 
 from .data import LABEL_COLUMNS
+from .modeling import MultiTaskModel
 from .tasks import Task
+from .training_args import MultiTaskTrainingArguments
 
 
-__all__ = ["check_arguments", "check_dataset", "check_datasets", "check_layout", "check_names"]
+__all__ = [
+    "check_arguments",
+    "check_dataset",
+    "check_datasets",
+    "check_layout",
+    "check_model",
+    "check_names",
+]
 
+logger = logging.get_logger(__name__)
+
+SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
 CHUNK = 1000  # rows whose labels are checked at a time
 
 
-def check_arguments(args: TrainingArguments) -> None:
+def check_arguments(args: MultiTaskTrainingArguments) -> None:
     """Refuses, by name, the training arguments that cannot mean here what they mean in the stock Trainer."""
     accelerator_config = args.accelerator_config
     layerwise = "layerwise" in args.optim.lower() or "lomo" in args.optim.lower()
@@ -35,7 +49,7 @@ def check_arguments(args: TrainingArguments) -> None:
         ),
         (
             layerwise,
-            f"optim='{args.optim}'",
+            f"optim='{args.optim.value}'",
             "it steps inside the backward pass, before the gradients of all tasks are there; use one such as 'adamw_torch'",
         ),
         (args.torch_compile, "torch_compile", "it would compile the model anew for every task; compile the encoder itself"),
@@ -47,9 +61,9 @@ def check_arguments(args: TrainingArguments) -> None:
         ),
         (not args.eval_do_concat_batches, "eval_do_concat_batches=False", "metrics are computed over whole arrays"),
         (
-            args.train_sampling_strategy == "batch_rebalance",
-            "train_sampling_strategy='batch_rebalance'",
-            "it deals the rows of one dataset; use 'random', 'sequential' or 'group_by_length', each within a task",
+            args.train_sampling_strategy not in SAMPLING_STRATEGIES,
+            f"train_sampling_strategy='{args.train_sampling_strategy}'",
+            f"the rows of each task can be dealt in one of the orders {list(SAMPLING_STRATEGIES)}",
         ),
         (
             accelerator_config.split_batches,
@@ -62,10 +76,62 @@ def check_arguments(args: TrainingArguments) -> None:
             "accelerator_config.dispatch_batches",
             "processes would get batches of different tasks and sizes; leave it at None",
         ),
+        (
+            not accelerator_config.use_seedable_sampler,
+            "accelerator_config.use_seedable_sampler=False",
+            "joint batches are drawn from the seed and the epoch alone, so that a resumed run sees the same ones",
+        ),
+        (
+            args.auto_find_batch_size and bool(args.per_task_batch_size),
+            "auto_find_batch_size",
+            "it cannot make the batches smaller whose rows `per_task_batch_size` fixes; give one of the two",
+        ),
+        (
+            args.enable_jit_checkpoint,
+            "enable_jit_checkpoint",
+            "it may save between the step of the balancer and that of the optimizer, and a resumed run would take the same "
+            "gradients in twice; use `save_steps`",
+        ),
+        (DebugOption.TPU_METRICS_DEBUG in args.debug, "debug='tpu_metrics_debug'", "it does not run on TPUs"),
         (args.deepspeed is not None, "deepspeed", "its engine steps inside the backward pass; use DDP"),
         (args.parallelism_config is not None, "parallelism_config", "tensor, context and sequence parallelism split a task"),
         (bool(args.fsdp), "fsdp", "sharded parameters are not supported yet; use one process or more memory"),
     ]
+    _refuse(refusals)
+
+
+def check_model(model: nn.Module, args: MultiTaskTrainingArguments, columns: Collection[str] | None) -> None:
+    """Refuses the training arguments that a model which takes `columns` (`None`: any) cannot honour."""
+    declared, kind = isinstance(model, MultiTaskModel), type(model).__name__
+    checkpoints = hasattr(model, "activation_checkpointing_enable") or hasattr(model, "gradient_checkpointing_enable")
+    main_input = getattr(model, "main_input_name", "input_ids")
+    refusals = [
+        (
+            args.activation_checkpointing and not (checkpoints and getattr(model, "supports_gradient_checkpointing", True)),
+            "activation_checkpointing",
+            f"{type(model.encoder).__name__ if declared else kind} does not support it",
+        ),
+        (
+            args.neftune_noise_alpha is not None and not hasattr(model, "get_input_embeddings"),
+            "neftune_noise_alpha",
+            f"the noise goes onto the embeddings, and {kind} has no method `get_input_embeddings`",
+        ),
+        (
+            "inputs" in args.include_for_metrics and columns is not None and main_input not in columns,
+            "include_for_metrics=['inputs']",
+            f"{kind} takes no '{main_input}'; name its main input in an attribute `main_input_name`",
+        ),
+        (
+            declared and args.label_names not in (None, ["labels"]),
+            f"label_names={args.label_names}",
+            f"declared tasks read their labels in one of the columns {list(LABEL_COLUMNS)}; rename yours",
+        ),
+        (declared and args.use_cache, "use_cache", "past keys and values serve generation, and no task here generates"),
+    ]
+    _refuse(refusals)
+
+
+def _refuse(refusals: Sequence[tuple[bool, str, str]]) -> None:
     for refused, name, reason in refusals:
         if refused:
             raise ValueError(f"MultiTaskTrainer does not take `{name}`: {reason}.")
@@ -78,10 +144,11 @@ def check_layout(accelerator: Accelerator, args: TrainingArguments) -> None:
             f"MultiTaskTrainer does not run on {args.n_gpu} GPUs in one process (torch.nn.DataParallel). Start one process per "
             "GPU with `torchrun --nproc_per_node N` or `accelerate launch`, or show a single one: CUDA_VISIBLE_DEVICES=0."
         )
-    if accelerator.distributed_type.value not in ("NO",):
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise ValueError(
-            f"MultiTaskTrainer does not run with {accelerator.distributed_type.value} yet, only in one process: start "
-            "it with `python` rather than a launcher."
+            f"MultiTaskTrainer does not run under {accelerator.distributed_type.value}, only in one process or with DDP: "
+            "start it with `torchrun --nproc_per_node N`, or with `accelerate launch` and a configuration for MULTI_GPU or "
+            "MULTI_CPU."
         )
 
 
@@ -115,6 +182,9 @@ def check_names(what: str, names: Collection[str], tasks: Sequence[str], complet
 def check_datasets(what: str, given: Any) -> dict[str, Any]:
     """A dictionary of datasets by task, or an error that says what was given instead."""
     if isinstance(given, Mapping) and given:
+        for name in given:
+            if not isinstance(name, str) or not name or "/" in name:  # which ends it in the records and the checkpoint
+                raise ValueError(f"{what}: the name of a task is a non-empty string without '/', and not {name!r}.")
         return dict(given)
     raise TypeError(
         f"{what} must be a dictionary of one dataset per task, such as {{'mrpc': ..., 'stsb': ...}}, and is "

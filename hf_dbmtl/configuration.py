@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 from .tasks import Task, task_from_dict
 
@@ -15,7 +15,7 @@ __all__ = ["POOLINGS", "MultiTaskConfig"]
 
 POOLINGS = ("pooler", "cls", "mean", "last")
 
-# A head lives in a ModuleDict under the task's name, and in the checkpoint under "heads.<name>.": these cannot be names.
+# A head lives in a ModuleDict under the name of its task: none of these can be one.
 _RESERVED = frozenset(dir(nn.ModuleDict()))
 
 
@@ -27,35 +27,38 @@ class MultiTaskConfig(PreTrainedConfig):
         encoder (`PreTrainedConfig` or `dict`, *optional*):
             Configuration of the shared encoder, of any type that `AutoConfig` knows. Defaults to a BERT.
         tasks (`dict[str, dict]`, *optional*):
-            The tasks by name, each as [`Task.to_dict`] describes it; [`Task`] objects are turned into that. May be empty
-            here, but a model wants one task at least.
+            The tasks by name, each as [`Task.to_dict`] describes it ([`Task`] objects are turned into that). A model
+            wants one at least.
         pooling (`str`, *optional*, defaults to `"pooler"`):
-            What a head at sequence level sees: the encoder's `"pooler"`, the first token (`"cls"`), the `"mean"` over the
-            tokens, or the `"last"` token. Padding, where an attention mask tells it, is left out.
+            What a head at sequence level sees: the encoder's `"pooler"`, the first token (`"cls"`), the `"mean"` over
+            the tokens, or the `"last"` token. Padding, where an attention mask tells it, is left out.
     """
 
     model_type = "multi_task"
-    sub_configs_defaults = {"encoder": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
+    sub_configs = {"encoder": AutoConfig}
 
     encoder: dict | PreTrainedConfig | None = None
     tasks: dict[str, dict] | None = None
     pooling: str = "pooler"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        encoder = self.encoder
-        chosen = {}
-        if isinstance(encoder, PreTrainedConfig):
-            chosen = {key: getattr(encoder, key) for key in ("_attn_implementation", "_experts_implementation")}
+        order = kwargs.pop("task_order", [])
+        if self.encoder is None or isinstance(self.encoder, dict):
+            self.encoder = AutoConfig.for_model(**{"model_type": "bert"} | (self.encoder or {}))
+        elif not isinstance(self.encoder, PreTrainedConfig):
+            raise TypeError(f"encoder must be a configuration, or a dict that describes one, got {self.encoder!r}.")
+        chosen = {key: getattr(self.encoder, key) for key in ("_attn_implementation", "_experts_implementation")}
         super().__post_init__(**kwargs)
-        # The base class has just reset these two in every sub-config to what it was told itself, that is to None.
+        # The base class has just set these two in the encoder's to what it was told itself, None as a rule.
         for key, value in chosen.items():
             if getattr(self, key) is None:
-                setattr(encoder, key, value)
-        if isinstance(self.tasks, dict):
-            self.tasks = {name: task.to_dict() if isinstance(task, Task) else task for name, task in self.tasks.items()}
-        elif self.tasks is None:
+                setattr(self.encoder, key, value)
+        if self.tasks is None:
             self.tasks = {}
-        self.task_objects  # noqa: B018 (reading it checks the tasks)
+        if isinstance(self.tasks, dict):
+            tasks = {name: task.to_dict() if isinstance(task, Task) else task for name, task in self.tasks.items()}
+            self.tasks = {name: tasks.pop(name) for name in order if name in tasks} | tasks
+        self.task_objects  # reading it checks the tasks
         if self.pooling not in POOLINGS:
             raise ValueError(f"Unknown pooling {self.pooling!r}: choose from {', '.join(POOLINGS)}.")
 
@@ -65,11 +68,19 @@ class MultiTaskConfig(PreTrainedConfig):
         The tasks by name, made from `tasks`.
 
         Raises:
-            `TypeError`, `ValueError`: a name that cannot be one, or a description that is none; the message names the task.
+            `TypeError`, `ValueError`: a name that cannot be one, or a description that is none.
         """
         if not isinstance(self.tasks, dict):
             raise TypeError(f"tasks must be a dict that maps names to tasks, got {self.tasks!r}.")
         return {name: _task(name, values) for name, values in self.tasks.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        # config.json is written with sorted keys, but the order of the heads is that of their parameters in an
+        # optimizer, whose state is saved by number.
+        values = super().to_dict() | {"task_order": list(self.tasks)}
+        if Path(values["encoder"].get("_name_or_path", "")).is_absolute():  # a folder here says nothing elsewhere
+            del values["encoder"]["_name_or_path"]
+        return values
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The encoder's: there `transformers` looks for sizes, the vocabulary and `initializer_range`."""
@@ -85,7 +96,7 @@ def _task(name: Any, values: Any) -> Task:
 
 
 def check_task_name(name: Any) -> None:
-    """Raises a `TypeError` or `ValueError` on what cannot name a task: a head, keys in a checkpoint, columns of a log."""
+    """Raises a `TypeError` or `ValueError` on what cannot name a task."""
     if not isinstance(name, str):
         raise TypeError(f"The name of a task must be a string, got {name!r}.")
     if not name or any(letter in "./\\" or letter.isspace() or not letter.isprintable() for letter in name):
@@ -95,3 +106,7 @@ def check_task_name(name: Any) -> None:
         )
     if name in _RESERVED:
         raise ValueError(f"Task name {name!r} is an attribute of torch.nn.ModuleDict, where the heads live: rename it.")
+
+
+# A saved model carries a copy of this module and of its siblings, and so loads where the package is absent.
+MultiTaskConfig.register_for_auto_class()

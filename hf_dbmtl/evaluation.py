@@ -152,23 +152,26 @@ class EvaluationMixin:
 
     def _merge(self, outputs: Mapping[str, EvalLoopOutput], prefix: str, start: float) -> dict[str, float]:
         metrics: dict[str, float] = {}
+        losses, mains = [], []
         for task, output in outputs.items():
+            preparation = output.metrics.pop(f"{prefix}_{task}_model_preparation_time", None)
+            if preparation is not None:  # the model's, not the task's
+                metrics[f"{prefix}_model_preparation_time"] = preparation
             metrics |= output.metrics
-        losses = [metrics[f"{prefix}_{task}_loss"] for task in outputs if f"{prefix}_{task}_loss" in metrics]
-        if losses:
-            metrics[f"{prefix}_loss"] = fmean(losses)
-        mains = [value for task in outputs if (value := self._main_value(task, metrics, prefix)) is not None]
-        if mains:
-            metrics[f"{prefix}_average"] = fmean(mains)
+            losses.append(output.metrics.get(f"{prefix}_{task}_loss"))
+            mains.append(self._main_value(task, output.metrics, f"{prefix}_{task}_"))
+        for key, values in (("loss", losses), ("average", mains)):
+            present = [value for value in values if value is not None]
+            if present:
+                metrics[f"{prefix}_{key}"] = fmean(present)
         samples = sum(output.num_samples for output in outputs.values())
         rows = self.args.eval_batch_size * self.args.world_size
         steps = sum(math.ceil(output.num_samples / rows) for output in outputs.values())
         return metrics | speed_metrics(prefix, start, num_samples=samples, num_steps=steps)
 
-    def _main_value(self, task: str, metrics: Mapping[str, float], prefix: str) -> float | None:
+    def _main_value(self, task: str, metrics: Mapping[str, float], own: str) -> float | None:
         """The task's main metric: as declared, else its kind's, else the first that its function gives."""
-        own = f"{prefix}_{task}_"
-        given = [key for key in metrics if key.startswith(own) and key not in self._not_main(own)]
+        given = [key for key in metrics if key != f"{own}loss"]
         declared = self.tasks[task]
         if declared is not None:
             key = own + main_metric(declared)
@@ -180,10 +183,6 @@ class EvaluationMixin:
                     f"{[key.removeprefix(own) for key in given]}. Name one of them in `main_metric`."
                 )
         return metrics[given[0]] if given else None
-
-    @staticmethod
-    def _not_main(own: str) -> tuple[str, ...]:
-        return (f"{own}loss", f"{own}model_preparation_time")
 
     def prediction_step(
         self,
@@ -222,17 +221,29 @@ class EvaluationMixin:
         hp_space: Callable | None = None,
         compute_objective: Callable[[dict[str, float]], float] | None = None,
         n_trials: int = 20,
-        direction: str | list[str] = "maximize",
+        direction: str | list[str] | None = None,
         backend: str | HPSearchBackend | None = None,
         hp_name: Callable | None = None,
         **kwargs: Any,
     ) -> BestRun | list[BestRun]:
         """
         As in transformers, with the average of the tasks' main metrics, to be maximised, as the default objective (the sum
-        of all metrics of all tasks, which transformers takes, has no meaning).
+        of all metrics of all tasks, which transformers takes, has no meaning). An objective of your own is minimised where
+        `direction` is silent, as in transformers.
         """
-        objective = compute_objective or (lambda metrics: metrics["eval_average"])
+        if direction is None:
+            direction = "maximize" if compute_objective is None else "minimize"
+        objective = _average if compute_objective is None else compute_objective
         return super().hyperparameter_search(hp_space, objective, n_trials, direction, backend, hp_name, **kwargs)
+
+
+def _average(metrics: Mapping[str, float]) -> float:
+    if "eval_average" not in metrics:
+        raise ValueError(
+            "The search has no `eval_average` to maximise, since no task has a metric: give `compute_metrics`, or "
+            "`compute_objective=lambda metrics: metrics['eval_loss']` to minimise the mean loss."
+        )
+    return metrics["eval_average"]
 
 
 def _unpack(tensors: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...] | None:

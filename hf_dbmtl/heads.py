@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
-from transformers.utils import ModelOutput
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput, logging
 
 from .tasks import Task
 
 
-__all__ = ["SequenceHead", "TokenHead", "features", "make_head"]
+__all__ = ["SequenceHead", "TokenHead", "default_pooling", "features", "has_pooler", "make_head"]
+
+logger = logging.get_logger(__name__)
 
 
 def features(level: str, outputs: ModelOutput, pooling: str, attention_mask: Tensor | None) -> Tensor:
@@ -31,6 +36,8 @@ def features(level: str, outputs: ModelOutput, pooling: str, attention_mask: Ten
         `torch.Tensor` of shape `(batch, length, hidden_size)` for tokens, `(batch, hidden_size)` for sequences.
     """
     if level == "sequence" and pooling == "pooler":
+        if outputs.get("pooler_output") is None:
+            raise ValueError("The encoder gives no pooler_output: choose pooling='cls', 'mean' or 'last'.")
         return outputs.pooler_output.flatten(1)  # (batch, hidden_size, 1, 1) from convolutional networks
     tokens = outputs.last_hidden_state
     if tokens.ndim == 4:
@@ -40,18 +47,40 @@ def features(level: str, outputs: ModelOutput, pooling: str, attention_mask: Ten
 
 def _pool(tokens: Tensor, pooling: str, attention_mask: Tensor | None) -> Tensor:
     if attention_mask is None:
-        return {"cls": tokens[:, 0], "last": tokens[:, -1]}[pooling] if pooling != "mean" else tokens.mean(1)
+        attention_mask = tokens.new_ones(tokens.shape[:2])
     if attention_mask.shape != tokens.shape[:2]:
         raise ValueError(
-            f"pooling={pooling!r} needs an attention mask of shape {tuple(tokens.shape[:2])}, that of the encoder's "
-            f"output, not {tuple(attention_mask.shape)}: choose another pooling, or leave out the mask."
+            f"pooling={pooling!r} needs an attention mask of the encoder output's shape {tuple(tokens.shape[:2])}, not "
+            f"{tuple(attention_mask.shape)}: choose another pooling, or leave the mask out."
         )
     if pooling == "mean":
-        weights = attention_mask / attention_mask.sum(1, keepdim=True).clamp(min=1)
-        return (tokens * weights.unsqueeze(-1).to(tokens.dtype)).sum(1)
-    # Padding may stand on either side; argmax returns the first of several maxima.
-    ranks = attention_mask if pooling == "cls" else attention_mask.cumsum(1) * attention_mask
-    return tokens[torch.arange(len(tokens), device=tokens.device), ranks.argmax(1)]
+        mask = attention_mask.unsqueeze(-1).to(torch.promote_types(tokens.dtype, torch.float32))
+        return ((tokens * mask).sum(1) / mask.sum(1).clamp(min=1)).to(tokens.dtype)
+    # Padding may stand on either side; of several maxima, argmax returns the first.
+    mask = attention_mask.long()
+    position = (mask if pooling == "cls" else mask * mask.cumsum(1)).argmax(1)
+    return tokens[torch.arange(len(tokens), device=tokens.device), position]
+
+
+def has_pooler(encoder: PreTrainedModel) -> bool:
+    """Whether the encoder's output has a `pooler_output`."""
+    if hasattr(encoder, "pooler"):
+        return encoder.pooler is not None  # add_pooling_layer=False
+    # Some pool without a module of that name (ConvNeXt, DINOv2): their signature tells.
+    return "Pooling" in str(inspect.signature(encoder.forward).return_annotation)
+
+
+def default_pooling(encoder: PreTrainedModel, processing_class: Any = None) -> str:
+    """The encoder's pooler if it has one, else `"cls"` where the tokenizer has a CLS token, else `"mean"`."""
+    if has_pooler(encoder):
+        return "pooler"
+    if processing_class is None and encoder.name_or_path:
+        try:
+            processing_class = AutoTokenizer.from_pretrained(encoder.name_or_path)
+        except Exception as error:  # no tokenizer there, or one that needs a package: each has its own exception
+            logger.info(f"No tokenizer beside {encoder.name_or_path}: {error}")
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)  # a processor holds one
+    return "cls" if getattr(tokenizer, "cls_token", None) is not None else "mean"
 
 
 class _Head(nn.Module):
@@ -72,8 +101,8 @@ class _Head(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(hidden_size, num_labels)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.linear(self.dropout(features))
+    def forward(self, seen: Tensor) -> Tensor:
+        return self.linear(self.dropout(seen))
 
 
 class SequenceHead(_Head):

@@ -83,6 +83,9 @@ class LoadingMixin:
         for split, given in (("train", self.train_dataset), ("eval", self.eval_dataset)):
             for task, dataset in (given or {}).items():
                 check_dataset(split, task, dataset, self.tasks[task], self._columns())
+        if self.args.train_sampling_strategy == "group_by_length":
+            for task in self.train_dataset or ():
+                self._length_column(task)
 
     def _remove_unused_columns(self, dataset: datasets.Dataset, description: str | None = None) -> datasets.Dataset:
         columns = self._columns()
@@ -91,7 +94,7 @@ class LoadingMixin:
         return dataset.remove_columns([column for column in dataset.column_names if column not in columns])
 
     def get_train_dataloader(self) -> DataLoader:
-        """The loader of joint batches, `{task: batch}`. A lone task is dealt as in the stock Trainer."""
+        """The loader of joint batches, `{task: batch}`. A lone task in a lone process is dealt as in the stock Trainer."""
         if self.train_dataset is None:
             raise ValueError("Training needs a `train_dataset`, a dictionary of one dataset per task.")
         train = {}
@@ -110,7 +113,7 @@ class LoadingMixin:
             "worker_init_fn": partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
         }
         sampler = None
-        if len(train) == 1:
+        if len(train) == 1 and self.accelerator.num_processes == 1:
             (task,) = train
             options["sampler"] = self._get_train_sampler(self.train_dataset[task])
             options["batch_size"] = (args.per_task_batch_size or {}).get(task, self._train_batch_size)
@@ -139,9 +142,20 @@ class LoadingMixin:
         )
 
     def _lengths(self, task: str) -> Sequence[int]:
-        """The lengths of a task's rows: its `length_column_name`, or else counted on the model's main input."""
+        dataset, column = self.train_dataset[task], self._length_column(task)
+        if column == self.args.length_column_name:
+            return dataset[column][:]
+        return [len(dataset[row][column]) for row in range(len(dataset))]
+
+    def _length_column(self, task: str) -> str:
+        """What tells how long a task's rows are: their `length_column_name`, or else the model's main input."""
         dataset, column = self.train_dataset[task], self.args.length_column_name
         if isinstance(dataset, datasets.Dataset) and column in dataset.column_names:
-            return dataset[column][:]
+            return column
         main_input = self.processing_class.model_input_names[0] if self.processing_class is not None else "input_ids"
-        return [len(dataset[row][main_input]) for row in range(len(dataset))]
+        if main_input not in dataset[0]:
+            raise ValueError(
+                f"Task '{task}': its rows cannot be grouped by length, since they have neither '{main_input}' nor a column "
+                f"'{column}' (`length_column_name`). Add one, or choose another `train_sampling_strategy`."
+            )
+        return main_input

@@ -33,7 +33,6 @@ ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
 MISSING = -100
 FLOAT_KINDS = ("multi_label_classification", "regression")
-
 MAIN_METRICS = {
     "classification": "accuracy",
     "multi_label_classification": "f1_micro",
@@ -188,10 +187,9 @@ def resolve_metric(spec: Any, task: Task | None = None) -> ComputeMetrics:
             dimension more than the labels are classes, whole-numbered labels of the logits' shape are multi-label.
     """
     evaluate = sys.modules.get("evaluate")  # importing it costs seconds, and a module in hand means it is imported
-    if isinstance(spec, str) or (
-        evaluate is not None and isinstance(spec, (evaluate.EvaluationModule, evaluate.CombinedEvaluations))
-    ):
-        return _EvaluateMetric(spec, task)
+    modules = (evaluate.EvaluationModule, evaluate.CombinedEvaluations) if evaluate else ()
+    if isinstance(spec, (str, *modules)):
+        return _evaluate_metric(spec, task)
     if callable(spec):
         return spec
     raise TypeError(
@@ -200,20 +198,16 @@ def resolve_metric(spec: Any, task: Task | None = None) -> ComputeMetrics:
     )
 
 
-class _EvaluateMetric:
-    """An `evaluate` module, or the name of one, as a `compute_metrics` function."""
-
-    def __init__(self, module: Any, task: Task | None) -> None:
-        self.module = module
-        self.task = task
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        if isinstance(self.module, str):
-            self.module = _load_evaluate(self.module)
-        whole_rows = getattr(self.module, "config_name", None) in ("multilabel", "multilist")  # a combination has none
-        predictions, references = _predictions_and_references(prediction, self.task, whole_rows)
-        results = self.module.compute(predictions=predictions, references=references)
+def _evaluate_metric(module: Any, task: Task | None) -> ComputeMetrics:
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        nonlocal module
+        module = _load_evaluate(module) if isinstance(module, str) else module
+        whole_rows = getattr(module, "config_name", None) in ("multilabel", "multilist")  # a combination has none
+        predictions, references = _predictions_and_references(prediction, task, whole_rows)
+        results = module.compute(predictions=predictions, references=references)
         return {key: float(value) for key, value in results.items() if isinstance(value, Real)}
+
+    return compute
 
 
 def _load_evaluate(name: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -15,14 +14,13 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForTextEncoding,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration import MultiTaskConfig, check_task_name
-from .heads import features, make_head
+from .heads import default_pooling, features, has_pooler, make_head
 from .tasks import Task
 
 
@@ -87,7 +85,7 @@ class MultiTaskModel(PreTrainedModel):
             # The default dtype is the one that `from_pretrained` asks for, as it is for the heads below.
             encoder = _auto_class(config.encoder).from_config(config.encoder, dtype=torch.get_default_dtype())
         else:
-            # `post_init` would draw anew the weights of modules put in after loading: adapters, a resized layer.
+            # `post_init` would draw anew the weights of modules put in after loading: adapters, a new layer.
             for module in encoder.modules():
                 module._is_hf_initialized = True
         self.encoder = encoder
@@ -100,7 +98,7 @@ class MultiTaskModel(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args: Any, **kwargs: Any) -> MultiTaskModel:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> MultiTaskModel:
         """
         As [`~PreTrainedModel.from_pretrained`], but in float32 unless `dtype` says otherwise: the library's default is
         the dtype of the checkpoint, and a bfloat16 one would train in bfloat16.
@@ -130,8 +128,8 @@ class MultiTaskModel(PreTrainedModel):
             tasks (`dict[str, Task]`):
                 The tasks by name.
             pooling (`str`, *optional*):
-                `"pooler"`, `"cls"`, `"mean"` or `"last"`, see [`MultiTaskConfig`]. Defaults to the encoder's pooler if it
-                has one, else `"cls"` where the tokenizer has a CLS token, else `"mean"`.
+                `"pooler"`, `"cls"`, `"mean"` or `"last"`, see [`MultiTaskConfig`]. Defaults to the encoder's pooler if
+                it has one, else `"cls"` where the tokenizer has a CLS token, else `"mean"`.
             processing_class (*optional*):
                 The tokenizer or processor, to look for a CLS token; defaults to the one that lies beside the encoder.
             dtype (`torch.dtype` or `str`, *optional*):
@@ -140,33 +138,37 @@ class MultiTaskModel(PreTrainedModel):
                 Passed on to `AutoModel.from_pretrained`.
 
         Raises:
-            `TypeError`, `ValueError`: an encoder that a saved model could not be loaded with again, or tasks or a pooling
-            that [`MultiTaskConfig`] refuses.
+            `TypeError`, `ValueError`: an encoder that could not be built again when a saved model loads, or tasks or
+            a pooling that [`MultiTaskConfig`] refuses.
         """
         missing: set[str] = set()
-        if isinstance(encoder, PreTrainedModel):
-            if kwargs or dtype is not None:
-                raise TypeError(
-                    f"{', '.join(kwargs) or 'dtype'}: only of use where the encoder is loaded by its name. "
-                    f"This {type(encoder).__name__} is loaded already."
-                )
-        elif isinstance(encoder, (str, PathLike)):
+        if isinstance(encoder, (str, PathLike)):
             auto_class = _auto_class(AutoConfig.from_pretrained(encoder, **kwargs))
             dtype = torch.float32 if dtype is None else dtype
             encoder, info = auto_class.from_pretrained(encoder, dtype=dtype, output_loading_info=True, **kwargs)
             missing = info["missing_keys"]
+        elif kwargs or dtype is not None:
+            raise TypeError(f"{', '.join(kwargs) or 'dtype'}: only for an encoder that is loaded here, by its name.")
         _check_encoder(encoder)
         if pooling is None:
-            pooling = _default_pooling(encoder, processing_class)
-        elif pooling == "pooler" and not _has_pooler(encoder):
+            pooling = default_pooling(encoder, processing_class)
+        elif pooling == "pooler" and not has_pooler(encoder):
             raise ValueError(f"{type(encoder).__name__} has no pooler: choose pooling='cls', 'mean' or 'last'.")
         if pooling == "pooler" and any(key.startswith("pooler.") for key in missing):
             logger.warning_once(
-                "The checkpoint of the encoder has no weights for its pooler, which starts at random: train it, or choose "
+                "The encoder's checkpoint holds no weights for its pooler, which starts at random: train it, or choose "
                 "pooling='cls' or 'mean'."
             )
+        if dtype is None and encoder.dtype in (torch.float16, torch.bfloat16):
+            logger.warning_once(
+                f"The encoder's weights are {encoder.dtype}. To train in float32 give from_encoder its name, or call "
+                "encoder.float() before."
+            )
         encoder.config.architectures = [type(encoder).__name__]
-        model = cls(MultiTaskConfig(encoder=encoder.config, tasks=tasks, pooling=pooling), encoder=encoder)
+        config = MultiTaskConfig(
+            encoder=encoder.config, tasks=tasks, pooling=pooling, name_or_path=encoder.name_or_path
+        )
+        model = cls(config, encoder=encoder)
         model.heads.to(encoder.device, encoder.dtype)
         return model.train(encoder.training)
 
@@ -188,9 +190,11 @@ class MultiTaskModel(PreTrainedModel):
             raise ValueError("labels belong to a task: pass task=... with them.")
         names = list(self.tasks) if task is None else [self._known(task)]
         outputs = self.encoder(**inputs, return_dict=True)
-        mask = inputs.get("attention_mask")
-        sees = {level: features(level, outputs, self.config.pooling, mask) for level in {self.tasks[n].level for n in names}}
-        logits = {name: self.heads[name](sees[self.tasks[name].level]) for name in names}
+        seen = {
+            level: features(level, outputs, self.config.pooling, inputs.get("attention_mask"))
+            for level in {self.tasks[name].level for name in names}
+        }
+        logits = {name: self.heads[name](seen[self.tasks[name].level]) for name in names}
         loss = num_items = None
         if labels is not None:
             try:
@@ -268,20 +272,4 @@ def _check_encoder(encoder: Any) -> None:
         )
 
 
-def _has_pooler(encoder: PreTrainedModel) -> bool:
-    if hasattr(encoder, "pooler"):
-        return encoder.pooler is not None  # add_pooling_layer=False
-    # Some pool without a module of that name (ConvNeXt, DINOv2): their signature tells.
-    return "Pooling" in str(inspect.signature(encoder.forward).return_annotation)
-
-
-def _default_pooling(encoder: PreTrainedModel, processing_class: Any) -> str:
-    if _has_pooler(encoder):
-        return "pooler"
-    if processing_class is None and encoder.name_or_path:
-        try:
-            processing_class = AutoTokenizer.from_pretrained(encoder.name_or_path)
-        except Exception as error:  # no tokenizer there, or one that needs a package: each has its own exception
-            logger.info(f"No tokenizer beside {encoder.name_or_path}: {error}")
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)  # a processor holds one
-    return "cls" if getattr(tokenizer, "cls_token", None) is not None else "mean"
+MultiTaskModel.register_for_auto_class("AutoModel")  # see the end of configuration.py

@@ -1,4 +1,4 @@
-"""What a user declares: the tasks, each with its loss, and the way its Python labels become the tensor that loss takes."""
+"""What a user declares: the tasks. Each knows its loss, and how Python labels become the tensor that the loss takes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ class Task:
             raise TypeError(f"num_labels must be an int, got {_short(self.num_labels)}.")
         if not self.min_labels <= self.num_labels <= MAX_LABELS:
             hint = ": declare Regression() for one real number" if self.num_labels == 1 else ""
-            raise ValueError(f"num_labels={self.num_labels} of {cls} is outside [{self.min_labels}, {MAX_LABELS}]{hint}.")
+            limits = f"[{self.min_labels}, {MAX_LABELS}]"
+            raise ValueError(f"num_labels={self.num_labels} of {cls} is outside {limits}{hint}.")
         if names is not None and len(names) != self.num_labels:
             raise ValueError(f"num_labels={self.num_labels} but label_names has {len(names)}: make them agree.")
         if self.dropout is not None and (type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1):
@@ -85,8 +86,8 @@ class Task:
                 As [`~Task.label_tensor`] makes them.
 
         Returns:
-            The mean, and the number of labelled items it is over (an integer of shape `()`). Without any, both are zero,
-            and the loss still hangs on the logits: the head receives a zero gradient, not none.
+            The mean, and the number of labelled items it is over (an integer of shape `()`). Without any, both are
+            zero, and the loss still hangs on the logits: the head receives a zero gradient, not none.
         """
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses, labelled = self._losses(logits, labels)
@@ -119,7 +120,7 @@ class Task:
         raise NotImplementedError
 
     def check_labels(self, name: str, labels: Tensor) -> None:
-        """Raises a `ValueError` that names the task and the first label out of range. Reads values: keep it on the CPU."""
+        """Raises a `ValueError` that names the task and the first label out of range. For tensors on the CPU."""
         raise NotImplementedError
 
     def _losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,7 +131,7 @@ class Task:
         raise NotImplementedError
 
     def _wrong_type(self, name: str, value: Any) -> TypeError:
-        return TypeError(f"Task {name!r}: label {_short(value)} is a {type(value).__name__}: {self.label_help}.")
+        return TypeError(f"Task {name!r}: label {_short(value)} is of type {type(value).__name__}: {self.label_help}.")
 
 
 class Classification(Task):
@@ -239,7 +240,8 @@ class _VectorTask(Task):
 class MultiLabelClassification(_VectorTask):
     """
     Any number of `num_labels` labels per example. Binary cross-entropy with logits; logits and labels of shape
-    `(batch, num_labels)`, labels in [0, 1], NaN or -100 (in Python also `None`) where missing. An item is a labelled entry.
+    `(batch, num_labels)`, labels in [0, 1], NaN or -100 (in Python also `None`) where missing. An item is a labelled
+    entry.
     """
 
     kind = "multi_label_classification"
@@ -260,7 +262,8 @@ class MultiLabelClassification(_VectorTask):
     def check_labels(self, name: str, labels: Tensor) -> None:
         outside = ((labels < 0) | (labels > 1)) & (labels != IGNORE_INDEX)  # false for NaN
         if outside.any():
-            raise ValueError(f"Task {name!r}: entry {labels[outside][0].item():g} is outside [0, 1]: {self.label_help}.")
+            entry = labels[outside][0].item()
+            raise ValueError(f"Task {name!r}: entry {entry:g} is outside [0, 1]: {self.label_help}.")
 
 
 class Regression(_VectorTask):
@@ -306,8 +309,8 @@ def task_from_dict(values: dict[str, Any]) -> Task:
     The task that [`Task.to_dict`] described.
 
     Raises:
-        `TypeError`, `ValueError`: not a dict, an unknown kind or field (the nearest known ones are named), or a value that
-        the task refuses.
+        `TypeError`, `ValueError`: not a dict, an unknown kind or field (the nearest known ones are named), or a value
+        that the task refuses.
     """
     if not isinstance(values, dict):
         raise TypeError(f"a task is a dict like {Classification(2).to_dict()}, got {_short(values)}.")

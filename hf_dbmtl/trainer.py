@@ -17,10 +17,11 @@ from transformers.utils import logging
 
 from .balancing import Balancer
 from .checkpoint import load_balancer, save_balancer
-from .checks import check_arguments, check_datasets, check_layout
+from .checks import check_arguments, check_datasets, check_layout, check_model
 from .evaluation import EvaluationMixin
-from .gradients import GradientVector, LocalGradients, TaskGradient, split_parameters
+from .gradients import Gradients, GradientVector, How, TaskGradient, make_gradients, split_parameters
 from .loading import LoadingMixin
+from .second_look import SecondLook, random_numbers_aside
 from .step_log import StepLog
 from .training_args import MultiTaskTrainingArguments
 
@@ -89,6 +90,11 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
         if not isinstance(args, MultiTaskTrainingArguments):
             raise TypeError(f"`args` must be MultiTaskTrainingArguments, and is {type(args).__name__}.")
         check_arguments(args)
+        if optimizers[0] is not None and not args.encoder_lr_multiplier == args.heads_lr_multiplier == 1.0:
+            raise ValueError(
+                "`encoder_lr_multiplier` and `heads_lr_multiplier` are for the optimizer that the Trainer makes. Set the "
+                "learning rates in the groups of the optimizer that you pass, or pass `optimizer_cls_and_kwargs` instead."
+            )
         super().__init__(
             model=model,
             args=args,
@@ -104,12 +110,15 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
         check_layout(self.accelerator, args)
         self.model_accepts_loss_kwargs = False  # the loss is a mean per task, whatever keywords a module's forward takes
         self.shared_parameters = shared_parameters
-        self.gradients: LocalGradients | None = None
+        self.gradients: Gradients | None = None
         self.balancer: Balancer | None = None
         self.step_log = StepLog()
         self._micro_batches: list[dict[str, Any]] = []
+        self._second_look = SecondLook()
+        self.add_callback(self._second_look)
         split_parameters(self.model, shared_parameters)  # raises where nothing is shared
         self._declare_tasks()
+        check_model(self.model, args, self._columns())
         self._set_collators(data_collator)
         self._set_metrics(compute_metrics)
         self._check_data()
@@ -140,11 +149,10 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
         micro_batches, self._micro_batches = self._micro_batches, []
         self._enter_training_mode(model)
 
-        self.balancer.begin()
+        self.balancer.begin(epoch=int(self.state.epoch or 0))
         head_gradients: dict[str, GradientVector] = {}
         total = 0.0
-        for task in self.tasks:
-            measured = self._measure(model, task, micro_batches)
+        for task, measured in self._task_gradients(model, micro_batches):
             if measured.num_items == 0:
                 continue  # absent: not in the sum, its memory unmoved, its head without a gradient
             if not measured.is_finite:
@@ -160,18 +168,50 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
             heads.add_(gradient, balanced.head_weights[task])
         self.gradients.write(balanced.update or shared, heads, self._loss_scale())
         self.step_log.add_weights(balanced.weights, balanced.cosines)
+        if self.balancer.looks_again:
+            self._second_look.pending = partial(self._look_again, model, micro_batches)
         return torch.tensor(total, device=self.args.device)
 
-    def _measure(self, model: nn.Module, task: str, micro_batches: list[dict[str, Any]]) -> TaskGradient:
-        """The loss and gradient of a task over the micro-batches of the step."""
-        return self.gradients.measure(
-            task,
-            [self._prepare_inputs(micro_batch[task]) for micro_batch in micro_batches if task in micro_batch],
-            forward=partial(self._loss_and_items, model),
+    def _task_gradients(
+        self, model: nn.Module, micro_batches: list[dict[str, Any]]
+    ) -> Iterator[tuple[str, TaskGradient]]:
+        """The loss and gradient of one task after the other, over the micro-batches of the step."""
+
+        def batches(task: str) -> list[Any]:
+            return [self._prepare_inputs(batch[task]) for batch in micro_batches if task in batch]
+
+        # not through DDP's own forward, which would exchange buffers as often as this process happens to have a batch
+        module = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
+        how = How(
+            forward=partial(self._loss_and_items, module),
             backward=self.accelerator.backward,
             derivative=self.balancer.derivative,
             loss_scale=self._loss_scale(),
         )
+        with self.accelerator.no_sync(model):
+            yield from self.gradients.each(list(self.tasks), batches, how)
+
+    @torch.no_grad()
+    def _look_again(self, model: nn.Module, micro_batches: list[dict[str, Any]]) -> None:
+        """
+        Gives the balancer the losses of the same micro-batches again: in training mode, as in the code of FAMO's authors, and
+        with random numbers of their own, so that those of the run are the same with a second look as without.
+        """
+        if self.accelerator.optimizer_step_was_skipped:
+            return
+        module = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
+        sums = torch.zeros(len(self.tasks), 2, dtype=torch.float64)
+        seed = (self.args.seed * 1_000_003 + self.state.global_step) * 31 + self.args.process_index
+        with random_numbers_aside(self.args.device, seed):
+            for row, task in enumerate(self.tasks):
+                batches = [self._prepare_inputs(batch[task]) for batch in micro_batches if task in batch]
+                for loss, items in [self._loss_and_items(module, task, batch) for batch in batches]:
+                    if items > 0:
+                        sums[row] += torch.stack([items * loss, items]).cpu()
+        if self.args.world_size > 1:
+            sums = self.accelerator.reduce(sums.to(self.args.device), "sum")
+        found = zip(self.tasks, sums.tolist())
+        self.balancer.look_again({task: loss / items for task, (loss, items) in found if items > 0})
 
     def _loss_and_items(self, model: nn.Module, task: str, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The mean loss of a task on a batch, and the number of items it is the mean over."""
@@ -243,10 +283,11 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Creates the optimizer, and with it the balancer, which lives as long."""
+        self.step_log = StepLog()  # what a run that has ended did not come to log is not the next one's
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if fresh or self.balancer is None:
-            self.gradients = LocalGradients(*split_parameters(self.model, self.shared_parameters))
+            self.gradients = make_gradients(*split_parameters(self.model, self.shared_parameters))
             self.balancer = self.args.make_balancer().setup(list(self.tasks), self.args.seed)
         if fresh:
             self._multiply_learning_rates(optimizer)
@@ -268,13 +309,12 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            save_balancer(output_dir, self.balancer, list(self.gradients.shared), self.args)
+        save_balancer(output_dir, self.balancer, self.gradients, self.args)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            load_balancer(checkpoint, self.balancer, self.gradients.shared, self.args)
+            load_balancer(checkpoint, self.balancer, self.gradients, self.args)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the loss, weight and gradient norm of every task to each training record."""

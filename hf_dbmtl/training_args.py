@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -123,6 +124,8 @@ class MultiTaskTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        for name in ("balancer_kwargs", "per_task_batch_size", "task_weights"):
+            _check_json(name, getattr(self, name))
         super().__post_init__()
         for name, choices in (
             ("mixing", MIXINGS),
@@ -147,6 +150,14 @@ class MultiTaskTrainingArguments(TrainingArguments):
     def make_balancer(self):
         """Makes the balancer that these arguments describe, see [`~hf_dbmtl.balancing.make_balancer`]."""
         return make_balancer(self.balancer, self.balancer_kwargs, self.task_weights)
+
+
+def _check_json(name: str, value: Any) -> None:
+    if isinstance(value, str):
+        try:
+            json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`{name}` must be a dictionary in JSON, and is {value!r}: {error}.") from error
 
 
 def _number(name: str, value: Any, zero: bool) -> None:

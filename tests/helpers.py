@@ -109,7 +109,7 @@ class Recorder(TrainerCallback):
         for name, parameter in gradients.heads.items():
             step[f"head {name}"] = flat([parameter.grad])
         for task, row in (memory.rows if memory else {}).items():
-            step[f"ema {task}"] = flat(row.tensors)
+            step[f"ema {task}"] = flat(gradients.full(row))
         for key, values in self.trainer.step_log._values.items():
             if key.startswith("loss/"):
                 step[key] = torch.tensor(values[-1:], dtype=torch.float64)

@@ -12,6 +12,7 @@ from test_layout import FixedBatches
 from transformers import TrainerCallback
 
 from hf_dbmtl import MultiTaskTrainer
+from hf_dbmtl.gradients import TaskGradient
 
 
 BAD_STEP = 2  # of 1, 2, 3
@@ -93,23 +94,12 @@ def test_the_run_can_end_instead(tmp_path: Path) -> None:
         poisoned_run(tmp_path, non_finite_strategy="raise")
 
 
-def test_poison_would_show(tmp_path: Path) -> None:
+def test_poison_would_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: without the check the same run ends with NaN in its parameters."""
 
-    class Careless(Poisoned):
-        def _measure(self, *args):
-            measured = super()._measure(*args)
-            type(measured).is_finite = True
-            return measured
-
-    from hf_dbmtl.gradients import TaskGradient
-
-    careful = TaskGradient.is_finite
-    try:
-        trainer = Careless(model=tiny_model(), args=arguments(tmp_path), train_dataset=tiny_data(rows=24))
-        trainer.train()
-    finally:
-        TaskGradient.is_finite = careful
+    trainer = Poisoned(model=tiny_model(), args=arguments(tmp_path), train_dataset=tiny_data(rows=24))
+    monkeypatch.setattr(TaskGradient, "is_finite", True)
+    trainer.train()
     assert not torch.isfinite(flat(trainer.model.parameters())).all()
 
 

@@ -106,7 +106,7 @@ def test_checkpoint_is_in_logical_form(tmp_path: Path) -> None:
     for task, row in trainer.balancer.memory.rows.items():
         for name, value in zip(names, row.tensors):
             if value is not None:
-                assert torch.equal(tensors.pop(f"vectors/memory/ema/{task}/{name}"), value)
+                assert torch.equal(tensors.pop(f"vectors/memory/ema/{task}/{name}/0"), value)
     assert not tensors
     assert not [key for key in load_file(tmp_path / "whole" / f"checkpoint-{STEPS}" / BALANCER_NAME) if "pooler" in key]
 
@@ -122,7 +122,7 @@ def test_checkpoint_of_another_encoder_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "whole")
     path = tmp_path / "whole" / "checkpoint-2" / BALANCER_NAME
     tensors = load_file(path)
-    tensors["vectors/memory/ema/score/encoder.other.weight"] = torch.zeros(2)
+    tensors["vectors/memory/ema/score/encoder.other.weight/0"] = torch.zeros(2)
     with safe_open(path, "pt") as file:
         save_file(tensors, path, file.metadata())
     with pytest.raises(ValueError, match="task 'score' for a parameter 'encoder.other.weight' that is not shared"):

@@ -72,6 +72,7 @@ class Balancer:
         self.weighting = weighting
         self.task_weights = dict(task_weights or {})
         self.steps = 0
+        self.epoch = 0
         self.begin()
 
     def setup(self, tasks: Sequence[str], seed: int = 0) -> Balancer:
@@ -80,13 +81,15 @@ class Balancer:
             part.setup(tasks, seed)
         return self
 
-    def begin(self) -> None:
-        """Starts a step."""
+    def begin(self, epoch: int | None = None) -> None:
+        """Starts a step, in `epoch` (from 0; by default that of the last step)."""
+        self.epoch = self.epoch if epoch is None else epoch
         self._sum: Vector | None = None
         self._rows: dict[str, Vector] = {}
         self._norms: dict[str, float] = {}
         self._losses: dict[str, float] = {}
-        self.transform.begin(self.steps + 1)
+        self._late: dict[str, float] = {}  # by what came after a task, see `LossTransform.rescale`
+        self.transform.begin(self.steps + 1, self.epoch)
 
     def derivative(self, task: str, loss: Tensor) -> Tensor:
         """The factor on the gradient of `loss` (`torch.Tensor` of shape `()`), see [`LossTransform.derivative`]."""
@@ -105,7 +108,8 @@ class Balancer:
                 Its finite gradient, the transform's derivative applied. It is given away: this method may overwrite it.
         """
         self.transform.check(task, loss)
-        self._losses[task] = loss
+        self._rescale(self.transform.rescale(task, loss))
+        self._losses[task], self._late[task] = loss, 1.0
         if not self._waits:
             gradient = self._remember(task, gradient)
         if self._streams:
@@ -122,6 +126,12 @@ class Balancer:
     def _waits(self) -> bool:
         """Whether a factor known at the end of the step only must be on the gradients before anything looks at them."""
         return self.transform.coupled and not (self.memory is None and isinstance(self.weighting, Equal))
+
+    def _rescale(self, factor: float) -> None:
+        if factor != 1.0:
+            self._late = {task: late * factor for task, late in self._late.items()}
+            if self._sum is not None:
+                self._sum.mul_(factor)
 
     def _remember(self, task: str, gradient: Vector) -> Vector:
         return gradient if self.memory is None else self.memory.update(task, gradient, self.steps + 1)
@@ -143,7 +153,8 @@ class Balancer:
             return Balanced(update=None)
         common = self.transform.scale(self._losses)
         if self._waits:
-            self._rows = {task: self._remember(task, row.mul_(common)) for task, row in self._rows.items()}
+            for task, row in self._rows.items():
+                self._rows[task] = self._remember(task, row.mul_(common * self._late[task]))
         if isinstance(self.weighting, NormWeighting):
             for task, row in self._rows.items():
                 self._add(task, row)
@@ -156,7 +167,7 @@ class Balancer:
             balanced.update.mul_(common)
         for task in self._losses:
             own = balanced.weights[task] if self.weighting.weights_heads else self.task_weight(task)
-            balanced.head_weights[task] = own * common
+            balanced.head_weights[task] = own * common * self._late[task]
         self.transform.update(self._losses)
         self.weighting.update(self._losses, self._norms)
         self.steps += 1
@@ -186,8 +197,10 @@ class Balancer:
         return Balanced(update, weights, cosines=cosines if len(cosines) else None)
 
     def _by_coordinates(self) -> Balanced:
-        update, weights = self.weighting.combine(self._rows, list(self._losses.values()), self.steps + 1)
-        return Balanced(update, {task: weights.get(task, 1.0) for task in self._rows})
+        of_user = {task: self.task_weight(task) for task in self._rows}
+        losses = list(self._losses.values())
+        update, weights = self.weighting.combine(self._rows, losses, self.steps + 1, list(of_user.values()))
+        return Balanced(update, {task: weights.get(task, 1.0) * of_user[task] for task in self._rows})
 
     def task_weight(self, task: str) -> float:
         """The user's weight of a task, 1.0 by default."""

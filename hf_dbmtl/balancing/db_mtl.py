@@ -105,7 +105,8 @@ class EMA(Part):
         return {"ema": dict(self.rows)}
 
     def load_vectors(self, vectors: Mapping[str, dict[str, Vector]]) -> None:
-        self.rows = dict(vectors.get("ema", {}))
+        # copies, kept in the type asked for: so are entries that a later step adds
+        self.rows = {task: row.new_zero(self.dtype).add_(row) for task, row in vectors.get("ema", {}).items()}
 
 
 class MaxNorm(NormWeighting):

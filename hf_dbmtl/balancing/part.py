@@ -38,12 +38,14 @@ class Part:
         holds (`frozenset[str]`): which of the `PROPERTIES` hold for it.
         paper (`str`): where it comes from.
         memory (`str`): what it keeps for the length of the run, in words.
+        refuses (`Mapping[str, str]`): parts that it cannot be composed with, and why.
     """
 
     needs: ClassVar[str]
     holds: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str]
     memory: ClassVar[str] = "none"
+    refuses: ClassVar[Mapping[str, str]] = {}
 
     tasks: Sequence[str] = ()
     seed: int = 0

@@ -5,19 +5,48 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from .balancer import Balancer
 from .db_mtl import EMA, Log, MaxNorm
+from .dwa import DWA
+from .excess_mtl import ExcessMTL
+from .famo import FAMO
+from .gls import GLS
+from .graddrop import GradDrop
+from .gradnorm import GradNorm
+from .imtl_l import IMTLL
+from .moco import MoCo
+from .rlw import RLW
+from .stch import STCH
 from .transforms import Identity
+from .uw import UW
 from .weightings import Equal
 
 
 __all__ = ["COMPOSED", "MEMORIES", "TRANSFORMS", "WEIGHTINGS", "balancer_names", "make_balancer"]
 
-TRANSFORMS: dict[str, type] = {"log": Log}
+TRANSFORMS: dict[str, type] = {
+    "log": Log,
+    "uw": UW,
+    "dwa": DWA,
+    "rlw": RLW,
+    "gls": GLS,
+    "imtl_l": IMTLL,
+    "famo": FAMO,
+    "stch": STCH,
+}
 MEMORIES: dict[str, type] = {"ema": EMA}
-WEIGHTINGS: dict[str, type] = {"ew": Equal, "max_norm": MaxNorm}
+WEIGHTINGS: dict[str, type] = {
+    "ew": Equal,
+    "max_norm": MaxNorm,
+    "gradnorm": GradNorm,
+    "graddrop": GradDrop,
+    "moco": MoCo,
+    "excess_mtl": ExcessMTL,
+}
 COMPOSED: dict[str, str] = {"db_mtl": "log+ema+max_norm"}
 
 
@@ -43,9 +72,16 @@ def make_balancer(
 
     Raises:
         `ValueError`: for an unknown name or option (the nearest ones are named), parts out of order, or an option's value.
+        `TypeError`: for an option of the wrong type, such as a number in quotes.
     """
     parts = _parse(name)
+    for part, kind in parts.items():
+        for other in parts:
+            if other in kind.refuses:
+                raise ValueError(f"The balancer '{name}' has no meaning: {kind.refuses[other]}.")
     by_part = _options_by_part(name, parts, options or {})
+    for part, kind in parts.items():
+        _check_types(name, kind, by_part[part])
     made = {part: kind(**by_part[part]) for part, kind in parts.items()}
     memory = next((part for part in made.values() if isinstance(part, EMA)), None)
     if memory is not None and memory.beta == 0.0:
@@ -65,6 +101,8 @@ def _parse(name: str) -> dict[str, type]:
     words = COMPOSED.get(name, name).split("+")
     places = {word: place for place, room in enumerate((TRANSFORMS, MEMORIES, WEIGHTINGS)) for word in room}
     for word in words:
+        if word in COMPOSED:
+            raise ValueError(f"'{word}' stands for '{COMPOSED[word]}': write its parts to compose them otherwise.")
         if word not in places:
             raise ValueError(
                 f"Unknown balancer '{word}'{'' if word == name else f' in {name!r}'}{_nearest(word, balancer_names())}"
@@ -81,33 +119,41 @@ def _parse(name: str) -> dict[str, type]:
 
 def _options_by_part(name: str, parts: Mapping[str, type], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Sorts options given flat or by part into one dictionary per part."""
-    takes = {part: [key for key in inspect.signature(kind).parameters] for part, kind in parts.items()}
-    known = sorted({key for keys in takes.values() for key in keys})
+    takes = {part: list(inspect.signature(kind).parameters) for part, kind in parts.items()}
     sorted_out: dict[str, dict[str, Any]] = {part: {} for part in parts}
     for key, value in options.items():
-        if key in parts and isinstance(value, Mapping):
-            for option in value:
-                if option not in takes[key]:
-                    raise ValueError(
-                        f"'{key}' of the balancer '{name}' has no option '{option}'{_nearest(option, takes[key])}"
-                        f" Its options are {takes[key]}."
-                    )
-            sorted_out[key].update(value)
-            continue
-        owners = [part for part in parts if key in takes[part]]
-        if not owners:
-            raise ValueError(
-                f"The balancer '{name}' has no option '{key}'{_nearest(key, known)} Its options are {known}."
-            )
-        if len(owners) > 1:
-            raise ValueError(
-                f"Several parts of the balancer '{name}' have an option '{key}': say which one is meant, as in "
-                f"{{'{owners[0]}': {{'{key}': {value!r}}}}}."
-            )
-        sorted_out[owners[0]][key] = value
+        by_part = key in parts and isinstance(value, Mapping)
+        within = [key] if by_part else list(parts)
+        for option, given in value.items() if by_part else [(key, value)]:
+            owners = [part for part in within if option in takes[part]]
+            if not owners:
+                what = f"The part '{key}' of the balancer '{name}'" if by_part else f"The balancer '{name}'"
+                known = sorted({one for part in within for one in takes[part]})
+                hint = f"{_nearest(option, known)} Its options are {known}." if known else "; it takes none."
+                raise ValueError(f"{what} has no option '{option}'{hint}")
+            if len(owners) > 1:
+                raise ValueError(
+                    f"Several parts of the balancer '{name}' have an option '{option}': say which one is meant, as in "
+                    f"{{'{owners[0]}': {{'{option}': {given!r}}}}}."
+                )
+            if option in sorted_out[owners[0]]:
+                raise ValueError(f"The option '{option}' of the balancer '{name}' is given twice: keep one of the two.")
+            sorted_out[owners[0]][option] = given
     return sorted_out
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(word), list(known), n=3, cutoff=0.5)
+def _check_types(name: str, kind: type, options: Mapping[str, Any]) -> None:
+    """Compares options with their annotations, so that no class has to: JSON tells numbers from strings, users may not."""
+    hints = get_type_hints(kind.__init__) if options else {}
+    for option, value in options.items():
+        hint = hints[option]
+        several = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        kinds = tuple({float: Real, int: Integral}.get(one, get_origin(one) or one) for one in several)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            wanted = " or ".join("None" if one is type(None) else one.__name__ for one in several)
+            raise TypeError(f"The option '{option}' of the balancer '{name}' must be {wanted}, and is {value!r}.")
+
+
+def _nearest(word: Any, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(word).lower(), list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(one) for one in near)}?" if near else "."

@@ -18,8 +18,9 @@ class LossTransform(Part):
     A function $\Phi$ of the tasks' losses that is differentiated in place of their sum. By the chain rule the gradient of
     task $t$ is $\frac{\partial\Phi}{\partial\ell_t} \nabla \ell_t$, so that a transform is its derivatives. They are taken
     at the mean losses over all micro-batches and processes, never at a part of them, and come in two factors: one known
-    as soon as the task's own loss is ([`~LossTransform.derivative`]), and one common to all tasks, known at the end of the
-    step ([`~LossTransform.scale`]).
+    as soon as the task's own loss is ([`~LossTransform.derivative`], of which nothing may be remembered: the step may still
+    be skipped, the task turn out to be absent), and one common to all tasks, known at the end of the step
+    ([`~LossTransform.scale`]).
     """
 
     needs = "losses"
@@ -28,8 +29,8 @@ class LossTransform(Part):
     # Whether `scale` is anything but 1.
     coupled: ClassVar[bool] = False
 
-    def begin(self, step: int) -> None:
-        """Told at the beginning of what is going to be balanced step `step` (from 1), unless it is skipped."""
+    def begin(self, step: int, epoch: int = 0) -> None:
+        """Told at the beginning of what is going to be balanced step `step` (from 1), in `epoch` (from 0), unless skipped."""
 
     def derivative(self, task: str, loss: Tensor) -> Tensor:
         r"""
@@ -48,6 +49,13 @@ class LossTransform(Part):
 
     def scale(self, losses: Mapping[str, float]) -> float:
         """The factor common to all tasks, given the losses of those present."""
+        return 1.0
+
+    def rescale(self, task: str, loss: float) -> float:
+        """
+        Told the loss of a task that is present, as it comes: the factor by which whatever came before has to be multiplied
+        for [`~LossTransform.scale`] to be common to all. A sum of exponentials is kept relative to the largest so far.
+        """
         return 1.0
 
     def check(self, task: str, loss: float) -> None:

@@ -20,9 +20,12 @@ class Weighting(Part):
     Class attributes:
         weights_heads (`bool`): whether a head's gradient carries the weight of its task as well, as in the official code of
             methods that back-propagate the weighted sum of losses.
+        reads_losses (`bool`): whether its weights depend on the scale of the losses as they are (not transformed), so that
+            a logarithm before it does not make that scale immaterial.
     """
 
     weights_heads: ClassVar[bool] = False
+    reads_losses: bool = False
 
     def update(self, losses: Mapping[str, float], norms: Mapping[str, float]) -> None:
         """Told at the end of a balanced step: learned weights are stepped here."""
@@ -75,8 +78,24 @@ class CoordinateWeighting(Weighting):
     needs = "coordinates"
 
     @abstractmethod
-    def combine(self, rows: Mapping[str, Vector], losses: Sequence[float], step: int) -> tuple[Vector, dict[str, float]]:
-        """The update from the gradients of the tasks present, by name, and the weights where there are any."""
+    def combine(
+        self, rows: Mapping[str, Vector], losses: Sequence[float], step: int, task_weights: Sequence[float]
+    ) -> tuple[Vector, dict[str, float]]:
+        """
+        Args:
+            rows (`Mapping[str, Vector]`):
+                The gradients of the tasks present, by name. They may be overwritten.
+            losses (`Sequence[float]`):
+                Their losses, not transformed.
+            step (`int`):
+                The number of this balanced step, from 1.
+            task_weights (`Sequence[float]`):
+                The user's weights, which multiply the terms of the tasks in the update.
+
+        Returns:
+            `tuple[Vector, dict[str, float]]`: the update, and by task the weights that the method itself chose, where it
+            has one number per task.
+        """
 
 
 class Equal(NormWeighting):

@@ -1,8 +1,30 @@
 """Per-task gradients of the shared parameters: where they live. Knows nothing of the methods that balance them."""
 
-from .local import LocalGradients, TaskGradient
+from collections.abc import Mapping
+
+import torch.distributed as dist
+from torch import nn
+
+from .base import Gradients, How, TaskGradient
+from .local import LocalGradients
 from .parameters import split_parameters
+from .replicated import ReplicatedGradients
 from .vector import GradientVector
 
 
-__all__ = ["GradientVector", "LocalGradients", "TaskGradient", "split_parameters"]
+__all__ = [
+    "GradientVector",
+    "Gradients",
+    "How",
+    "LocalGradients",
+    "ReplicatedGradients",
+    "TaskGradient",
+    "make_gradients",
+    "split_parameters",
+]
+
+
+def make_gradients(shared: Mapping[str, nn.Parameter], heads: Mapping[str, nn.Parameter]) -> Gradients:
+    """The gradients of the given parameters, for the processes that there are."""
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return (ReplicatedGradients if several else LocalGradients)(shared, heads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 __all__ = ["GradientVector", "accumulation_dtype"]
 
+CoordinateFunction = Callable[[Tensor, int, int], Tensor]
 STRETCH = 1 << 18  # entries worked on at a time where several vectors are looked at side by side
 
 
@@ -37,8 +39,8 @@ class GradientVector:
 
     def new_zero(self, dtype: torch.dtype | None = None) -> GradientVector:
         """A zero vector of the same parameters, none of them reached, whose entries will be kept in `dtype`."""
-        zero = GradientVector([None] * len(self.tensors))
-        zero.dtype = dtype
+        zero = copy.copy(self)
+        zero.tensors, zero.dtype = [None] * len(self.tensors), dtype
         return zero
 
     def norm(self) -> float:
@@ -51,40 +53,56 @@ class GradientVector:
 
     def gramian(self, others: Sequence[GradientVector]) -> Tensor:
         """The products of this vector and `others` with one another, in float64 on the CPU."""
-        return self.sums(others, lambda pieces, parameter, start: pieces @ pieces.T).double().cpu()
+        return self.sums(others, lambda pieces, parameter, start: pieces @ pieces.T)
 
-    def map(self, others: Sequence[GradientVector], function: Callable[[Tensor, int, int], Tensor]) -> GradientVector:
+    def map(self, others: Sequence[GradientVector], function: CoordinateFunction) -> GradientVector:
         """A new vector, by `function(pieces, parameter, start)` applied to the entries of this vector and `others`."""
         result = self.new_zero()
-        for parameter, start, pieces in self._pieces(others):
-            if result.tensors[parameter] is None:
-                like = next(one.tensors[parameter] for one in (self, *others) if one.tensors[parameter] is not None)
-                result.tensors[parameter] = torch.empty(like.shape, dtype=accumulation_dtype(like.dtype), device=like.device)
-            end = start + pieces.shape[1]
-            result.tensors[parameter].view(-1)[start:end] = function(pieces, parameter, start)
+        for position, where, stretch, pieces in self._pieces(others):
+            if result.tensors[position] is None:
+                like = next(one.tensors[position] for one in (self, *others) if one.tensors[position] is not None)
+                result.tensors[position] = torch.zeros(
+                    like.shape, dtype=accumulation_dtype(like.dtype), device=like.device
+                )
+            result.tensors[position].view(-1)[stretch] = function(pieces, *where).to(result.tensors[position].dtype)
         return result
 
-    def sums(self, others: Sequence[GradientVector], function: Callable[[Tensor, int, int], Tensor]) -> Tensor:
-        """The numbers that `function(pieces, parameter, start)` gives, added up over the whole vector."""
-        total: Tensor | None = None
-        for parameter, start, pieces in self._pieces(others):
-            part = function(pieces, parameter, start)
-            total = part if total is None else total + part
-        return torch.zeros((1 + len(others),) * 2, dtype=torch.float64) if total is None else total
+    def sums(self, others: Sequence[GradientVector], function: CoordinateFunction) -> Tensor:
+        """
+        The numbers that `function(pieces, parameter, start)` gives, a tensor that is the same for all stretches in shape,
+        added up over the whole vector, in float64 on the CPU.
+        """
+        total = torch.zeros((), dtype=torch.float64)
+        for _, where, _, pieces in self._pieces(others):
+            total = total + function(pieces, *where).double().cpu()
+        return total if total.ndim else torch.zeros((1 + len(others),) * 2, dtype=torch.float64)
 
-    def _pieces(self, others: Sequence[GradientVector]) -> Iterator[tuple[int, int, Tensor]]:
+    def entries(self) -> Iterator[tuple[int, int, Tensor]]:
+        """What is reached of every parameter here: its position, where the piece starts in it (flattened), the piece."""
+        for position, tensor in enumerate(self.tensors):
+            if tensor is not None:
+                yield position, 0, tensor
+
+    def _stretches(self, position: int, size: int) -> Iterator[tuple[tuple[int, int], slice]]:
+        """Cuts the flattened tensor at `position` into stretches, each with the parameter and the place it is of."""
+        for start in range(0, size, STRETCH):
+            yield (position, start), slice(start, min(start + STRETCH, size))
+
+    def _pieces(self, others: Sequence[GradientVector]) -> Iterator[tuple[int, tuple[int, int], slice, Tensor]]:
         """The entries of this vector and `others` side by side in float64, stretch by stretch; zero where unreached."""
-        for parameter, tensors in enumerate(zip(self.tensors, *(other.tensors for other in others))):
+        for position, tensors in enumerate(zip(self.tensors, *(other.tensors for other in others))):
             like = next((tensor for tensor in tensors if tensor is not None), None)
             if like is None:
                 continue
             flat = [None if tensor is None else tensor.reshape(-1) for tensor in tensors]
-            for start in range(0, like.numel(), STRETCH):
-                cut = [
-                    like.new_zeros(min(STRETCH, like.numel() - start)) if one is None else one[start : start + STRETCH]
-                    for one in flat
-                ]
-                yield parameter, start, torch.stack([piece.double() for piece in cut])
+            for where, stretch in self._stretches(position, like.numel()):
+                empty = like.new_zeros(stretch.stop - stretch.start, dtype=torch.float64)
+                yield (
+                    position,
+                    where,
+                    stretch,
+                    torch.stack([empty if one is None else one[stretch].double() for one in flat]),
+                )
 
     def mul_(self, factor: float | Tensor) -> GradientVector:
         """Multiplies by a number (or a tensor of shape `()`) in place. A factor of 1.0 costs nothing."""

@@ -1,0 +1,379 @@
+"""The model card: what was learned, how well, how, and how to load it."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import inspect
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers.trainer_utils import has_length
+
+from .metrics import main_metric
+from .tasks import task_from_dict
+
+
+if TYPE_CHECKING:
+    from .balancing import Balancer
+    from .trainer import MultiTaskTrainer
+
+__all__ = ["ModelCardContent", "content_from_trainer", "create_model_card"]
+
+TEMPLATE = Path(__file__).with_name("templates") / "model_card.md.jinja"
+MODALITIES = {"input_ids": "text", "pixel_values": "image", "input_values": "audio", "input_features": "audio"}
+PROCESSORS = {"text": "AutoTokenizer", "image": "AutoImageProcessor", "audio": "AutoFeatureExtractor"}
+FRAMEWORKS = ("transformers", "torch", "accelerate", "datasets", "tokenizers")
+METHODS = {
+    "db_mtl": "DB-MTL: the logarithm of every loss, a moving average of every task's gradient, all brought to one norm",
+    "ew": "the plain sum of the losses",
+    "log": "the sum of the logarithms of the losses",
+    "max_norm": "the gradients of the tasks brought to one norm",
+}
+SHOWN_LABELS, SHOWN_LENGTH = 8, 60
+
+# Read from the training arguments: these always, those where they differ from their defaults.
+ALWAYS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "optim",
+    "weight_decay",
+    "max_grad_norm",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "mixing",
+    "stopping_strategy",
+    "seed",
+)
+WHERE_CHANGED = (
+    "max_steps",
+    "mixing_temperature",
+    "per_task_batch_size",
+    "task_weights",
+    "encoder_lr_multiplier",
+    "heads_lr_multiplier",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "bf16",
+    "fp16",
+)
+NO_METRIC = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+@dataclass
+class ModelCardContent:
+    """
+    What a card says, as plain data. Only the first two are needed: what is not known is left out of the card.
+
+    Args:
+        model_name (`str`):
+            The headline.
+        tasks (`dict[str, dict]`):
+            The tasks by name, each as [`Task.to_dict`] describes it; empty for a task of a module of the user's own.
+        repo_id (`str`, *optional*):
+            What the snippets load: a repository on the Hub.
+        base_model (`str`, *optional*):
+            The pretrained encoder's repository on the Hub. A local folder is no use to a reader: leave it out.
+        encoder (`str`, *optional*):
+            The encoder's class.
+        pooling (`str`, *optional*):
+            What the heads at sequence level see.
+        modality (`str`, *optional*, defaults to `"text"`):
+            `"text"`, `"image"` or `"audio"`: what the encoder takes.
+        balancer, balancer_kwargs (`str` and `dict`, *optional*):
+            The balancer and its options.
+        hyperparameters (`dict`, *optional*):
+            What else decided the training.
+        steps (`int`, *optional*), epochs (`float`, *optional*):
+            How far the training went.
+        train_rows, eval_rows (`dict[str, int | None]`, *optional*):
+            Sizes of the datasets by task.
+        results, baselines (`dict[str, dict[str, float]]`, *optional*):
+            Metrics by task, of the model and of what never looks at the input (see
+            [`~hf_dbmtl.metrics.baseline_metrics`]).
+        averages (`dict[str, float]`, *optional*):
+            Numbers over all tasks, such as `{"average": ..., "loss": ...}`.
+        main_metrics (`dict[str, str]`, *optional*):
+            The main metric by task. Default: that of the task's kind.
+        picture (`str`, *optional*):
+            File name, beside the card, of the picture that [`~hf_dbmtl.plots.plot_training`] drew.
+        language, license, datasets, tags (*optional*):
+            Metadata of the Hub.
+        versions (`dict[str, str]`, *optional*):
+            Versions of the libraries. Default: those installed.
+    """
+
+    model_name: str
+    tasks: dict[str, dict[str, Any]]
+    repo_id: str | None = None
+    base_model: str | None = None
+    encoder: str | None = None
+    pooling: str | None = None
+    modality: str = "text"
+    balancer: str | None = None
+    balancer_kwargs: dict[str, Any] = field(default_factory=dict)
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    epochs: float | None = None
+    train_rows: dict[str, int | None] = field(default_factory=dict)
+    eval_rows: dict[str, int | None] = field(default_factory=dict)
+    results: dict[str, dict[str, float]] = field(default_factory=dict)
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    averages: dict[str, float] = field(default_factory=dict)
+    main_metrics: dict[str, str] = field(default_factory=dict)
+    picture: str | None = None
+    language: str | list[str] | None = None
+    license: str | None = None
+    datasets: list[str] | None = None
+    tags: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=lambda: _versions())
+
+
+def create_model_card(content: ModelCardContent) -> ModelCard:
+    """
+    Makes the card. `card.save("README.md")` writes it, `ModelCard.load` reads it back.
+
+    Names, labels and values are escaped: whatever they hold, a table stays a table and the metadata valid YAML.
+    """
+    mains = {name: _main_metric(content, name) for name in content.tasks}
+    data = ModelCardData(
+        language=content.language,
+        license=content.license,
+        library_name="transformers",
+        base_model=content.base_model,
+        datasets=content.datasets,
+        tags=["multi-task-learning", "hf-dbmtl", *([content.balancer] if content.balancer else []), *content.tags],
+        metrics=sorted({_visible(metric) for metric in mains.values() if metric}) or None,
+        model_name=_visible(content.model_name),
+        eval_results=_eval_results(content, mains) or None,
+    )
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        content=content,
+        tasks=[_task_row(content, name, mains[name]) for name in content.tasks],
+        results=[_result_row(content, name, mains[name]) for name in content.tasks if content.results.get(name)],
+        first_task=next(iter(content.tasks), None),
+        declared=all(task.get("kind") for task in content.tasks.values()),
+        location=content.repo_id or f"path/to/{content.model_name}",
+        processor=PROCESSORS.get(content.modality, "AutoProcessor"),
+        example=repr("Some text.") if content.modality == "text" else "...",
+        methods=METHODS,
+        md=_markdown,
+        number=_number,
+        plain=_plain,
+        literal=repr,  # a Python string, whatever it holds, on one line
+        quote=quote,
+    )
+
+
+def content_from_trainer(trainer: MultiTaskTrainer, **overrides: Any) -> ModelCardContent:
+    """
+    Reads a card's content off a trainer: the tasks and the encoder from the model's configuration (only their names for
+    a module of the user's own, which has none), the balancer and the hyper-parameters from its arguments, the sizes of
+    its datasets, and the results from its log: the newest evaluation, or that of the best checkpoint if it was loaded.
+
+    Args:
+        trainer ([`MultiTaskTrainer`]):
+            The trainer.
+        overrides:
+            Fields of [`ModelCardContent`] that are known better, such as `license` or `baselines`.
+    """
+    from .configuration import MultiTaskConfig
+
+    args, state = trainer.args, trainer.state
+    config = getattr(trainer.model, "config", None)  # a module of the user's own need not have one
+    train, evaluated = (
+        (sets if isinstance(sets, Mapping) else {}) for sets in (trainer.train_dataset, trainer.eval_dataset)
+    )
+    read: dict[str, Any] = {"tasks": {name: {} for name in {**train, **evaluated}}}
+    if isinstance(config, MultiTaskConfig):
+        read = {
+            "tasks": config.tasks,
+            "encoder": (config.encoder.architectures or [type(config.encoder).__name__])[0],
+            "base_model": _hub_name(config.encoder.name_or_path),
+            "pooling": config.pooling,
+            "modality": MODALITIES.get(trainer.model.main_input_name, trainer.model.main_input_name),
+        }
+    best = state.best_global_step if args.load_best_model_at_end else None
+    results, averages = _results(state.log_history, list(read["tasks"]), best)
+    read |= {
+        "model_name": (args.hub_model_id or Path(args.output_dir).resolve().name or "model").split("/")[-1],
+        "repo_id": args.hub_model_id,
+        "balancer": args.balancer,
+        "balancer_kwargs": _options(args.make_balancer()) | dict(args.balancer_kwargs or {}),
+        "hyperparameters": _hyperparameters(args),
+        "steps": state.global_step,
+        "epochs": state.epoch,
+        "train_rows": {name: _rows(dataset) for name, dataset in train.items()},
+        "eval_rows": {name: _rows(dataset) for name, dataset in evaluated.items()},
+        "results": results,
+        "averages": averages,
+        "picture": "training.png" if Path(args.output_dir, "training.png").is_file() else None,
+    }
+    return ModelCardContent(**(read | overrides))
+
+
+def _hub_name(name: str) -> str | None:
+    """`name` where it can be a repository on the Hub, and not a folder of this machine."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return None if not name or Path(name).exists() else name
+
+
+def _rows(dataset: Any) -> int | None:
+    return len(dataset) if has_length(dataset) else None
+
+
+def _options(balancer: Balancer) -> dict[str, Any]:
+    """The options of a balancer's parts, defaults included: what a part keeps under the name it takes it by."""
+    parts = [part for part in (balancer.transform, balancer.memory, balancer.weighting) if part is not None]
+    named = ((part, name) for part in parts for name in inspect.signature(type(part)).parameters)
+    return {name: vars(part)[name] for part, name in named if name in vars(part)}
+
+
+def _hyperparameters(args: Any) -> dict[str, Any]:
+    defaults = {f.name: f.default for f in dataclasses.fields(args)}
+    names = [*ALWAYS, *(name for name in WHERE_CHANGED if getattr(args, name) != defaults[name])]
+    values = {name: getattr(args, name) for name in names} | (
+        {"processes": args.world_size} if args.world_size > 1 else {}
+    )
+    if args.max_steps > 0:
+        del values["num_train_epochs"]  # overruled
+    return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+
+
+def _results(
+    log_history: Sequence[Mapping[str, Any]], tasks: Iterable[str], step: int | None
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """The metrics of the last evaluation (at `step`) by task, and those over all tasks."""
+    by_length = sorted(tasks, key=len, reverse=True)  # of the tasks "a" and "a_b" the second owns "eval_a_b_f1"
+    results: dict[str, dict[str, float]] = {}
+    averages: dict[str, float] = {}
+    records = [r for r in log_history if "eval_runtime" in r and (step is None or r["step"] == step)]
+    for key, value in (records[-1] if records else {}).items():
+        name = key.removeprefix("eval_")
+        if name == key or name in NO_METRIC:
+            continue
+        task = next((t for t in by_length if name.startswith(f"{t}_")), None)
+        if task is None:
+            averages[name] = value
+        elif (metric := name.removeprefix(f"{task}_")) not in NO_METRIC:
+            results.setdefault(task, {})[metric] = value
+    return results, averages
+
+
+def _main_metric(content: ModelCardContent, name: str) -> str | None:
+    task, results = content.tasks[name], content.results.get(name, {})
+    if name in content.main_metrics:
+        return content.main_metrics[name]
+    if task.get("kind"):
+        declared = main_metric(task_from_dict(task))
+        if declared in results or not results:
+            return declared
+    return next((metric for metric in results if metric != "loss"), None)
+
+
+def _eval_results(content: ModelCardContent, mains: Mapping[str, str | None]) -> list[EvalResult]:
+    kinds = {"multi_label_classification": "classification", "token_classification": "token-classification"}
+    found = []
+    for name, metrics in content.results.items():
+        kind = content.tasks.get(name, {}).get("kind", "multi-task")
+        task_type = kinds.get(kind, kind)
+        if task_type in ("classification", "regression"):
+            task_type = f"{content.modality}-{task_type}"
+        for metric, value in sorted(metrics.items(), key=lambda item: (item[0] != mains.get(name), item[0] == "loss")):
+            if math.isfinite(value):  # the Hub's JSON has no NaN
+                found.append(
+                    EvalResult(
+                        task_type=_visible(task_type),
+                        task_name=_visible(name),
+                        dataset_type=_visible(name),
+                        dataset_name=_visible(name),
+                        metric_type=_visible(metric),
+                        metric_name=_visible(metric),
+                        metric_value=float(value),
+                    )
+                )
+    return found
+
+
+def _task_row(content: ModelCardContent, name: str, main: str | None) -> list[str]:
+    task = content.tasks[name]
+    labels = task.get("label_names")
+    if labels:
+        shown = ", ".join(_short(label) for label in labels[:SHOWN_LABELS])
+        shown += f", … ({len(labels)})" if len(labels) > SHOWN_LABELS else ""
+    else:
+        shown = str(task.get("num_labels", ""))
+    sizes = (rows.get(name) for rows in (content.train_rows, content.eval_rows))
+    kind = task.get("kind", "its own").replace("multi_label", "multi-label").replace("_", " ")
+    cells = [name, kind, shown, main or "", *(f"{size:,}" if size is not None else "" for size in sizes)]
+    return [_markdown(cell) for cell in cells]
+
+
+def _result_row(content: ModelCardContent, name: str, main: str | None) -> list[str]:
+    metrics, baseline = content.results[name], content.baselines.get(name, {})
+    others = ", ".join(f"{metric} {_number(value)}" for metric, value in metrics.items() if metric != main)
+    cells = [name, main or "", _number(metrics.get(main)), _number(baseline.get(main)), others]
+    return [_markdown(cell) for cell in cells]
+
+
+def _number(value: Any) -> str:
+    """A measured number to four digits; other values as they are."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return _plain(value)
+    if not value or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.4f}"
+    return f"{value:,.1f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def _plain(value: Any) -> str:
+    """A value that somebody set, in full."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, default=str) if isinstance(value, (bool, dict, list)) else str(value)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 1]}…"
+
+
+def _visible(text: str) -> str:
+    """`text` in one line: line ends, control characters, marks of direction and lone surrogates as their escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _markdown(text: Any) -> str:
+    """`text` as Markdown that shows it as it is, also in the cell of a table."""
+    text = html.escape(_visible(str(text)), quote=False).replace("$", "&#36;")
+    text = re.sub(r"([\\`*\[\]|~])", r"\\\1", text)
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # an underscore inside a word is no emphasis
+
+
+def _versions() -> dict[str, str]:
+    from . import __version__
+
+    found = {"hf_dbmtl": __version__}
+    for name in FRAMEWORKS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
