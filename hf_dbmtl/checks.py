@@ -93,6 +93,12 @@ def check_arguments(args: MultiTaskTrainingArguments) -> None:
             "gradients in twice; use `save_steps`",
         ),
         (DebugOption.TPU_METRICS_DEBUG in args.debug, "debug='tpu_metrics_debug'", "it does not run on TPUs"),
+        (
+            not args.average_tokens_across_devices,
+            "average_tokens_across_devices=False",
+            "a task's loss is the mean over its items on all processes",
+        ),
+        (bool(args.ddp_broadcast_buffers), "ddp_broadcast_buffers", "every process keeps its own buffers; use SyncBatchNorm"),
         (args.deepspeed is not None, "deepspeed", "its engine steps inside the backward pass; use DDP"),
         (args.parallelism_config is not None, "parallelism_config", "tensor, context and sequence parallelism split a task"),
         (bool(args.fsdp), "fsdp", "sharded parameters are not supported yet; use one process or more memory"),
@@ -150,6 +156,8 @@ def check_layout(accelerator: Accelerator, args: TrainingArguments) -> None:
             "start it with `torchrun --nproc_per_node N`, or with `accelerate launch` and a configuration for MULTI_GPU or "
             "MULTI_CPU."
         )
+    if args.fp16 and accelerator.scaler is None:
+        logger.warning(f"fp16 has no effect on this device ({accelerator.device.type}): training is in float32.")
 
 
 def check_names(what: str, names: Collection[str], tasks: Sequence[str], complete: bool = False) -> None:

@@ -58,7 +58,7 @@ def _pool(tokens: Tensor, pooling: str, attention_mask: Tensor | None) -> Tensor
         return ((tokens * mask).sum(1) / mask.sum(1).clamp(min=1)).to(tokens.dtype)
     # Padding may stand on either side; of several maxima, argmax returns the first.
     mask = attention_mask.long()
-    position = (mask if pooling == "cls" else mask * mask.cumsum(1)).argmax(1)
+    position = (mask if pooling == "cls" else mask.cumsum(1)).argmax(1)
     return tokens[torch.arange(len(tokens), device=tokens.device), position]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from .checks import check_arguments, check_datasets, check_layout, check_model
 from .evaluation import EvaluationMixin
 from .gradients import Gradients, GradientVector, How, TaskGradient, make_gradients, split_parameters
 from .loading import LoadingMixin
+from .model_card import content_from_trainer, create_model_card
 from .second_look import SecondLook, random_numbers_aside
 from .step_log import StepLog
 from .training_args import MultiTaskTrainingArguments
@@ -315,6 +317,29 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             load_balancer(checkpoint, self.balancer, self.gradients, self.args)
+
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        dataset: str | list[str] | None = None,
+        **overrides: Any,
+    ) -> None:
+        """
+        Writes the model card into `output_dir`. The arguments are those of transformers where they have a meaning for
+        several tasks; further ones are fields of [`~hf_dbmtl.model_card.ModelCardContent`].
+        """
+        if not self.is_world_process_zero():
+            return
+        given = {"language": language, "license": license, "model_name": model_name, "base_model": finetuned_from}
+        given |= {"tags": [tags] if isinstance(tags, str) else tags}
+        given |= {"datasets": [dataset] if isinstance(dataset, str) else dataset}
+        known = {key: value for key, value in given.items() if value is not None}
+        card = create_model_card(content_from_trainer(self, **known, **overrides))
+        card.save(os.path.join(self.args.output_dir, "README.md"))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the loss, weight and gradient norm of every task to each training record."""

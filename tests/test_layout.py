@@ -20,6 +20,13 @@ BALANCERS = {
     "ew": {"balancer": "ew"},
     "log": {"balancer": "log"},
     "max_norm": {"balancer": "max_norm", "balancer_kwargs": {"alpha": "median"}},
+    "uw": {"balancer": "uw", "balancer_kwargs": {"learning_rate": 0.1}},
+    "gls": {"balancer": "gls"},
+    "famo": {"balancer": "famo", "balancer_kwargs": {"learning_rate": 0.1}},
+    "stch": {"balancer": "stch"},
+    "dwa": {"balancer": "dwa", "balancer_kwargs": {"period": 1, "temperature": 0.5}},
+    "rlw": {"balancer": "rlw"},
+    "stch+max_norm": {"balancer": "stch+max_norm"},
 }
 
 

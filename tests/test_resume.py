@@ -42,6 +42,7 @@ def state_of(trainer: MultiTaskTrainer) -> dict[str, torch.Tensor]:
         state |= {f"optimizer {i} {name}": value for name, value in values.items()}
     for task, row in (trainer.balancer.memory.rows if trainer.balancer.memory else {}).items():
         state |= {f"average {task} {i}": value for i, value in enumerate(row.tensors) if value is not None}
+    state |= {f"balancer {name}": value for name, value in trainer.balancer.state_dict()["tensors"].items()}
     state["balanced steps"] = torch.tensor(trainer.balancer.steps)
     state["learning rate"] = torch.tensor(trainer.lr_scheduler.get_last_lr())
     state["random numbers"] = torch.get_rng_state()
@@ -75,6 +76,34 @@ def test_resume_of_other_balancers(balancer: str, tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", **options)
     resumed = run(tmp_path / "resumed", tmp_path / "whole" / "checkpoint-4", model_seed=1, **options)
     assert same(state_of(resumed), state_of(whole))
+
+
+# What is run, and after which steps it is resumed: in the middle of an epoch of three steps and at its end.
+LOSS_SIDE = {
+    "uw": ({"balancer_kwargs": {"learning_rate": 0.05, "optimizer": "adam"}}, (2,)),
+    "imtl_l": ({"balancer_kwargs": {"learning_rate": 0.01}}, (3,)),
+    "dwa": ({"num_train_epochs": 4, "balancer_kwargs": {"temperature": 0.5}}, (6, 8)),
+    "rlw": ({}, (4,)),
+    "famo": ({}, (3, 4)),
+    "stch": ({"balancer_kwargs": {"variant": "official", "warmup_epochs": 0}}, (2, 3)),
+}
+
+
+@pytest.mark.parametrize("balancer", LOSS_SIDE)
+def test_resume_of_the_loss_side(balancer: str, tmp_path: Path) -> None:
+    options, after = LOSS_SIDE[balancer]
+    options = {"balancer": balancer, "lr_scheduler_type": "constant", **options}
+    whole = run(tmp_path / "whole", **options)
+    for step in after:
+        resumed = run(tmp_path / f"from-{step}", tmp_path / "whole" / f"checkpoint-{step}", model_seed=1, **options)
+        assert losses_of(resumed) == losses_of(whole), f"resumed after step {step}"
+        assert same(state_of(resumed), state_of(whole)), f"resumed after step {step}"
+    path = tmp_path / "whole" / f"checkpoint-{after[0]}" / BALANCER_NAME  # the control: begun anew it is another run
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file({name: torch.zeros_like(value) for name, value in load_file(path).items()}, path, {**metadata, "steps": "0"})
+    anew = run(tmp_path / "anew", tmp_path / "whole" / f"checkpoint-{after[0]}", **options)
+    assert [record[1:] for record in losses_of(anew)] != [record[1:] for record in losses_of(whole)]
 
 
 def test_a_lost_memory_would_show(tmp_path: Path) -> None:

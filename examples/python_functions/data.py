@@ -73,21 +73,23 @@ class PythonFunctions:
 
 
 def build(
-    tokenizer: PreTrainedTokenizerBase, max_length: int = 128, max_rows: dict[str, int] | None = None
+    tokenizer: PreTrainedTokenizerBase, max_length: int | dict[str, int] = 128, max_rows: dict[str, int] | None = None
 ) -> PythonFunctions:
     """
     Reads the standard library and makes the data sets; the same ones on every run with the same Python.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): A fast one; it has to know the characters that a token comes from.
-        max_length (`int`, *optional*, defaults to 128):
-            Longest input in tokens. The text of `package` is cut there, the other tasks take only what fits whole.
+        max_length (`int` or `dict[str, int]`, *optional*, defaults to 128):
+            Longest input in tokens, for all tasks or by task. The text of `package` is cut there, the other tasks take
+            only what fits whole.
         max_rows (`dict[str, int]`, *optional*): The most rows of each task in a split, such as `{"test": 300}`.
     """
     functions = split_by_module(read_functions())
+    lengths = max_length if isinstance(max_length, dict) else dict.fromkeys(TASKS, max_length)
     limits = max_rows or {}
     sets = {
-        split: {task: encode(task, rows, tokenizer, max_length, limits.get(split)) for task in TASKS}
+        split: {task: encode(task, rows, tokenizer, lengths[task], limits.get(split)) for task in TASKS}
         for split, rows in functions.items()
     }
     return PythonFunctions(**sets, functions=functions)

@@ -121,7 +121,7 @@ class MaxNorm(NormWeighting):
             constant: the choices of the paper's figure 6.
     """
 
-    holds = frozenset({"rotation_invariant", "permutation_equivariant"})
+    holds = frozenset({"rotation_invariant", "permutation_equivariant", "scale_invariant"})
     paper = PAPER
 
     STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
@@ -137,6 +137,8 @@ class MaxNorm(NormWeighting):
         if not known:
             raise ValueError(f"`alpha` must be one of {list(self.STATISTICS)} or a positive number, and is {alpha!r}.")
         self.alpha = alpha
+        if alpha not in ("max", "min", "mean", "median"):
+            self.holds = MaxNorm.holds | {"loss_scale_invariant"}  # unit vectors, and nothing else of the gradients
 
     def unit(self, norm: float, task: str = "") -> float:
         return 1.0 / (norm + EPSILON)

@@ -42,8 +42,8 @@ class DWA(LossTransform):
     def __init__(self, temperature: float = 2.0, period: int | None = None):
         if not temperature > 0.0:
             raise ValueError(f"`temperature` must be positive, and is {temperature}: 2.0 is the default.")
-        if period is not None and (isinstance(period, bool) or not isinstance(period, int) or period < 1):
-            raise ValueError(f"`period` must be a number of steps, 1 or more, or None for an epoch, and is {period!r}.")
+        if period is not None and period < 1:
+            raise ValueError(f"`period` must be a number of steps, 1 or more, or None for an epoch, and is {period}.")
         self.temperature = temperature
         self.period = period
 

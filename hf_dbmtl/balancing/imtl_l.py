@@ -38,8 +38,8 @@ class IMTLL(LossTransform):
     memory = "a number per task"
 
     def __init__(self, init: float = 0.0, learning_rate: float = 2.5e-3, optimizer: str = "sgd"):
-        if isinstance(init, bool) or not isinstance(init, (int, float)) or not math.isfinite(init):
-            raise ValueError(f"`init` must be a finite number, the scale s that every task starts with, and is {init!r}.")
+        if not math.isfinite(init):
+            raise ValueError(f"`init` must be a finite number, the scale s that every task starts with, and is {init}.")
         self.init = init
         self.log_scale = Learned(learning_rate, optimizer)
 

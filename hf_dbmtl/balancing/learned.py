@@ -32,8 +32,8 @@ class Learned:
 
     def __init__(self, learning_rate: float, optimizer: str, weight_decay: float = 0.0):
         for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < float("inf"):
-                raise ValueError(f"`{name}` must be a number of 0 or more, and is {value!r}.")
+            if not 0.0 <= value < float("inf"):
+                raise ValueError(f"`{name}` must be a number of 0 or more, and is {value}.")
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"`optimizer` must be one of {list(OPTIMIZERS)}, and is {optimizer!r}.")
         self.options = {"lr": learning_rate, "weight_decay": weight_decay}

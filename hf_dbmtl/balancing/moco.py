@@ -51,7 +51,7 @@ class MoCo(CoordinateWeighting):
     """
 
     needs = "gramian"
-    holds = frozenset({"rotation_invariant", "permutation_equivariant", "coordinate_state"})
+    holds = frozenset({"rotation_invariant", "permutation_equivariant", "scale_invariant", "coordinate_state"})
     paper = "Mitigating Gradient Bias in Multi-objective Learning, arXiv 2210.12624"
     memory = "a gradient and a weight per task"
     refuses = {"ema": "MoCo tracks the gradients itself, and a second average would only lag behind; set the `beta` of 'moco'"}
@@ -77,6 +77,8 @@ class MoCo(CoordinateWeighting):
         self.gamma, self.gamma_decay = gamma, gamma_decay
         self.rho = rho
         self.normalize = self.reads_losses = normalize
+        if not normalize:
+            self.holds = MoCo.holds - {"scale_invariant"}
         self.project = _project_onto_simplex if projection == "simplex" else lambda v: v.softmax(0)
         self.rows: dict[str, Vector] = {}
 
@@ -124,6 +126,7 @@ class MoCo(CoordinateWeighting):
 
 def _project_onto_simplex(point: Tensor) -> Tensor:
     """The nearest point whose entries are zero or more and sum to one."""
+    point = point - point.max()  # changes nothing, and keeps the one in sight beside large numbers
     ordered = point.sort(descending=True).values
     shifts = (ordered.cumsum(0) - 1) / torch.arange(1, len(point) + 1, dtype=point.dtype)
     return (point - shifts[ordered > shifts][-1]).clamp(min=0)

@@ -42,7 +42,7 @@ class Part:
     """
 
     needs: ClassVar[str]
-    holds: ClassVar[frozenset[str]] = frozenset()
+    holds: frozenset[str] = frozenset()  # an instance may have its own, where an option decides
     paper: ClassVar[str]
     memory: ClassVar[str] = "none"
     refuses: ClassVar[Mapping[str, str]] = {}

@@ -24,7 +24,7 @@ def holds(balancer: Balancer) -> frozenset[str]:
     found |= weighting.holds & {"rotation_invariant", "scale_invariant"}
     if memory is None:
         found |= weighting.holds & {"non_conflicting"}
-    if "loss_scale_invariant" in transform.holds and not weighting.reads_losses:
+    if "loss_scale_invariant" in transform.holds | weighting.holds and not weighting.reads_losses:
         found.add("loss_scale_invariant")
     return frozenset(found)
 

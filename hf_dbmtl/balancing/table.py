@@ -150,7 +150,8 @@ def _check_types(name: str, kind: type, options: Mapping[str, Any]) -> None:
         several = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         kinds = tuple({float: Real, int: Integral}.get(one, get_origin(one) or one) for one in several)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            wanted = " or ".join("None" if one is type(None) else one.__name__ for one in several)
+            words = {float: "a number", int: "a whole number", str: "a string", type(None): "None"}
+            wanted = " or ".join(words.get(one, getattr(one, "__name__", str(one))) for one in several)
             raise TypeError(f"The option '{option}' of the balancer '{name}' must be {wanted}, and is {value!r}.")
 
 

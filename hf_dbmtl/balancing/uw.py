@@ -41,8 +41,8 @@ class UW(LossTransform):
     memory = "a number per task"
 
     def __init__(self, init: float = 0.0, learning_rate: float = 2.5e-3, optimizer: str = "sgd"):
-        if isinstance(init, bool) or not isinstance(init, (int, float)) or not math.isfinite(init):
-            raise ValueError(f"`init` must be a finite number, the log-variance that every task starts with, and is {init!r}.")
+        if not math.isfinite(init):
+            raise ValueError(f"`init` must be a finite number, the log-variance that every task starts with, and is {init}.")
         self.init = init
         self.log_variance = Learned(learning_rate, optimizer)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 
 from torch import nn
 
@@ -34,6 +34,7 @@ def split_parameters(
 
     Raises:
         `ValueError`: where nothing is shared, a name fits nothing, or neither `shared_parameters` nor `heads` is there.
+        `TypeError`: where `shared_parameters` is anything else.
     """
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -48,13 +49,15 @@ def split_parameters(
     if not shared:
         raise ValueError(
             f"No trainable parameter of {type(model).__name__} is shared"
-            + (f" with shared_parameters={shared_parameters!r}" if isinstance(shared_parameters, (str, list)) else "")
+            + ("" if isinstance(shared_parameters, nn.Module | None) else f" with shared_parameters={shared_parameters!r}")
             + ": there is nothing to balance. Unfreeze a part of the encoder, or name others in `shared_parameters`."
         )
     return shared, heads
 
 
-def _rule(model: nn.Module, shared_parameters: str | Sequence[str] | nn.Module | None, names: list[str]):
+def _rule(
+    model: nn.Module, shared_parameters: str | Sequence[str] | nn.Module | None, names: list[str]
+) -> Callable[[str, nn.Parameter], bool]:
     """A function of (name, parameter) that tells whether it is shared."""
     if shared_parameters is None:
         modules = dict(model.named_children())
@@ -78,7 +81,14 @@ def _rule(model: nn.Module, shared_parameters: str | Sequence[str] | nn.Module |
         except re.error as error:
             raise ValueError(f"shared_parameters={shared_parameters!r} is not a regular expression: {error}.") from error
         return lambda name, parameter: pattern.search(name) is not None
+    if not isinstance(shared_parameters, (Sequence, Set)) or isinstance(shared_parameters, bytes):
+        raise TypeError(
+            "`shared_parameters` must be a regular expression, a list of names of parameters or modules, or a module of the "
+            f"model, and is {shared_parameters!r}."
+        )
     for entry in shared_parameters:
+        if not isinstance(entry, str):
+            raise TypeError(f"`shared_parameters` holds a {type(entry).__name__}: give the names of parameters or modules.")
         if not any(_under(name, entry) for name in names):
             near = difflib.get_close_matches(entry, names, n=3)
             raise ValueError(

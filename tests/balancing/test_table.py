@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -104,6 +106,53 @@ def test_task_weights_reach_the_balancer() -> None:
 def test_what_does_not_fit_is_refused(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_balancer(name, options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta": 1}, r"`beta` must be in \[0, 1\), and is 1"),
+        ({"beta": 1.5}, r"`beta` must be in \[0, 1\), and is 1.5"),
+        ({"beta": -0.1}, r"`beta` must be in \[0, 1\), and is -0.1"),
+        ({"beta": math.nan}, r"`beta` must be in \[0, 1\), and is nan"),
+        ({"decay": -1}, r"`decay` must be zero or more, and is -1"),
+        ({"decay": math.nan}, r"`decay` must be zero or more, and is nan"),
+        ({"alpha": "maximum"}, r"`alpha` must be one of \['max', 'min', .*or a positive number, and is 'maximum'"),
+        ({"alpha": "0.5"}, r"`alpha` must be one of .*or a positive number, and is '0.5'"),
+        ({"alpha": 0}, r"`alpha` must be one of .*or a positive number, and is 0"),
+        ({"alpha": -1.0}, r"`alpha` must be one of .*or a positive number, and is -1.0"),
+        ({"alpha": math.inf}, r"`alpha` must be one of .*or a positive number, and is inf"),
+        ({"alpha": math.nan}, r"`alpha` must be one of .*or a positive number, and is nan"),
+        ({"ema_dtype": "bf16"}, r"`ema_dtype` must name a floating point type such as 'bfloat16', and is 'bf16'"),
+        ({"ema_dtype": "int8"}, r"`ema_dtype` must name a floating point type such as 'bfloat16', and is torch.int8"),
+        ({"ema_dtype": "nn"}, r"`ema_dtype` must name a floating point type"),
+    ],
+)
+def test_impossible_values_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_balancer("db_mtl", options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta": "0.9"}, r"The option 'beta' of the balancer 'db_mtl' must be a number, and is '0.9'"),
+        ({"beta": True}, r"'beta' .* must be a number, and is True"),
+        ({"beta": None}, r"'beta' .* must be a number, and is None"),
+        ({"ema": {"decay": [0.5]}}, r"'decay' .* must be a number, and is \[0.5\]"),
+        ({"alpha": None}, r"'alpha' .* must be a string or a number, and is None"),
+        ({"alpha": True}, r"'alpha' .* must be a string or a number, and is True"),
+        ({"ema_dtype": 16}, r"'ema_dtype' .* must be a string or dtype or None, and is 16"),
+    ],
+)
+def test_options_of_the_wrong_type_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        make_balancer("db_mtl", options)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    balancer = make_balancer("db_mtl", {"beta": np.float32(0.5), "decay": np.int64(1), "alpha": np.float64(2)})
+    assert (balancer.memory.beta, balancer.memory.decay, balancer.weighting.alpha) == (0.5, 1, 2.0)
 
 
 @pytest.mark.parametrize("name", [None, 3, ["log", "ema"], EMA])

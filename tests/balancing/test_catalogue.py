@@ -1,0 +1,63 @@
+"""Every balancer of the table, checked for what it declares and for what is asked of all."""
+
+from __future__ import annotations
+
+import pytest
+from catalogue import CASES, CHECKS, VARIANTS, check_property, run
+
+from hf_dbmtl.balancing import balancer_names, make_balancer
+from hf_dbmtl.balancing.properties import holds, needs
+from hf_dbmtl.balancing.table import COMPOSED, MEMORIES, TRANSFORMS, WEIGHTINGS
+from hf_dbmtl.gradients import GradientVector
+
+
+# What is tuned on validation data needs a model to look at, and is tested with one.
+NAMES = [name for name in balancer_names() if not any(
+    room[part].needs == "validation" for part in COMPOSED.get(name, name).split("+") for room in (TRANSFORMS, MEMORIES, WEIGHTINGS) if part in room
+)]
+
+
+@pytest.mark.parametrize("name", [*NAMES, *VARIANTS])
+@pytest.mark.parametrize("check", CHECKS)
+def test_catalogue(name: str, check: str) -> None:
+    CHECKS[check](name)
+
+
+def compositions(prefix: str) -> list[str]:
+    """The weightings behind a prefix, but for those that refuse a part of it."""
+    parts = prefix.split("+")
+    return ["+".join((prefix, name)) for name, kind in WEIGHTINGS.items() if name in NAMES and not set(kind.refuses) & set(parts)]
+
+
+@pytest.mark.parametrize("name", [*compositions("log"), *compositions("log+ema")])
+def test_under_a_logarithm_the_scale_of_a_loss_is_immaterial(name: str) -> None:
+    check_property(name, "loss_scale_invariant")
+
+
+@pytest.mark.parametrize("transform", [name for name in TRANSFORMS if name in NAMES])
+def test_any_transform_goes_with_any_weighting(transform: str) -> None:
+    for name in compositions(transform):
+        assert all(update.isfinite().all() and update.norm() > 0 for update in run(name, CASES[0])), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gramian_is_made_only_where_it_is_needed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    gramian = GradientVector.gramian
+    monkeypatch.setattr(GradientVector, "gramian", lambda self, others: made.append(1) or gramian(self, others))
+    run(name, CASES[0])
+    assert bool(made) == (needs(make_balancer(name)) == "gramian")
+
+
+@pytest.mark.parametrize(("name", "part"), [(name, part) for name, kind in {**TRANSFORMS, **WEIGHTINGS}.items() for part in kind.refuses])
+def test_what_a_part_refuses(name: str, part: str) -> None:
+    words = f"{part}+{name}" if name in WEIGHTINGS else f"{name}+{part}"
+    with pytest.raises(ValueError, match="has no meaning"):
+        make_balancer(words)
+
+
+def test_properties_of_a_composition() -> None:
+    assert "loss_scale_invariant" in holds(make_balancer("log+graddrop"))
+    assert "loss_scale_invariant" not in holds(make_balancer("log+moco"))
+    assert "random" in holds(make_balancer("log+ema+graddrop"))
+    assert "rotation_invariant" not in holds(make_balancer("log+ema+graddrop"))
