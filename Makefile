@@ -12,10 +12,10 @@ demo: $(VENV)/demo
 	$(RUN) examples/python_functions/train.py --output_dir outputs/python_functions
 
 test: $(VENV)/test
-	$(RUN) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-all: $(VENV)/test $(VENV)/demo
-	$(RUN) -m pytest
+test-all: $(VENV)/test
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

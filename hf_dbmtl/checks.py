@@ -1,39 +1,29 @@
-"""What can be known to be wrong before the first training step, each with an error that says what to do."""
+"""What a run cannot be made of: training arguments that cannot be honoured, and what a forward may not return."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Mapping, Sequence, Sized
+from collections.abc import Collection, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
-import datasets
 import torch
 from accelerate import Accelerator, DistributedType
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.debug_utils import DebugOption
 from transformers.training_args import ParallelMode
 from transformers.utils import logging
 
-from .data import LABEL_COLUMNS
+from .collators import LABEL_COLUMNS
 from .modeling import MultiTaskModel
-from .tasks import Task
 from .training_args import MultiTaskTrainingArguments
 
 
-__all__ = [
-    "check_arguments",
-    "check_dataset",
-    "check_datasets",
-    "check_layout",
-    "check_model",
-    "check_names",
-]
+__all__ = ["check_arguments", "check_layout", "check_loss", "check_measured", "check_model"]
 
 logger = logging.get_logger(__name__)
 
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
-CHUNK = 1000  # rows whose labels are checked at a time
 
 
 def check_arguments(args: MultiTaskTrainingArguments) -> None:
@@ -89,8 +79,8 @@ def check_arguments(args: MultiTaskTrainingArguments) -> None:
         (
             args.enable_jit_checkpoint,
             "enable_jit_checkpoint",
-            "it may save between the step of the balancer and that of the optimizer, and a resumed run would take the same "
-            "gradients in twice; use `save_steps`",
+            "it may save between the step of the balancer and that of the optimizer, and a resumed run would take the "
+            "same gradients in twice; use `save_steps`",
         ),
         (DebugOption.TPU_METRICS_DEBUG in args.debug, "debug='tpu_metrics_debug'", "it does not run on TPUs"),
         (
@@ -98,7 +88,11 @@ def check_arguments(args: MultiTaskTrainingArguments) -> None:
             "average_tokens_across_devices=False",
             "a task's loss is the mean over its items on all processes",
         ),
-        (bool(args.ddp_broadcast_buffers), "ddp_broadcast_buffers", "every process keeps its own buffers; use SyncBatchNorm"),
+        (
+            bool(args.ddp_broadcast_buffers),
+            "ddp_broadcast_buffers",
+            "every process keeps its own buffers; use SyncBatchNorm",
+        ),
         (args.deepspeed is not None, "deepspeed", "its engine steps inside the backward pass; use DDP"),
         (args.parallelism_config is not None, "parallelism_config", "tensor, context and sequence parallelism split a task"),
         (bool(args.fsdp), "fsdp", "sharded parameters are not supported yet; use one process or more memory"),
@@ -109,11 +103,12 @@ def check_arguments(args: MultiTaskTrainingArguments) -> None:
 def check_model(model: nn.Module, args: MultiTaskTrainingArguments, columns: Collection[str] | None) -> None:
     """Refuses the training arguments that a model which takes `columns` (`None`: any) cannot honour."""
     declared, kind = isinstance(model, MultiTaskModel), type(model).__name__
-    checkpoints = hasattr(model, "activation_checkpointing_enable") or hasattr(model, "gradient_checkpointing_enable")
+    able = hasattr(model, "activation_checkpointing_enable") or hasattr(model, "gradient_checkpointing_enable")
+    checkpoints = able and getattr(model, "supports_gradient_checkpointing", True)
     main_input = getattr(model, "main_input_name", "input_ids")
     refusals = [
         (
-            args.activation_checkpointing and not (checkpoints and getattr(model, "supports_gradient_checkpointing", True)),
+            args.activation_checkpointing and not checkpoints,
             "activation_checkpointing",
             f"{type(model.encoder).__name__ if declared else kind} does not support it",
         ),
@@ -160,96 +155,34 @@ def check_layout(accelerator: Accelerator, args: TrainingArguments) -> None:
         logger.warning(f"fp16 has no effect on this device ({accelerator.device.type}): training is in float32.")
 
 
-def check_names(what: str, names: Collection[str], tasks: Sequence[str], complete: bool = False) -> None:
-    """
-    Compares the task names of a dictionary with those of the model.
-
-    Args:
-        what (`str`):
-            What the dictionary is, for the error.
-        names (`Collection[str]`):
-            Its keys.
-        tasks (`Sequence[str]`):
-            The names of the tasks.
-        complete (`bool`, *optional*, defaults to `False`):
-            Whether every task must be among the keys.
-    """
-    for name in names:
-        if name not in tasks:
-            near = difflib.get_close_matches(str(name), tasks, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else "rename the key, or add the task to the model."
-            raise ValueError(f"{what} names a task '{name}', and the tasks are {list(tasks)}: {hint}")
-    missing = [task for task in tasks if task not in names]
-    if complete and missing:
+def check_loss(model: nn.Module, inputs: Mapping[str, Any], loss: Any) -> None:
+    """Refuses a `loss` that is not a number, naming what is missing or wrong in the batch or the module it came from."""
+    if isinstance(loss, Tensor) and loss.ndim == 0:
+        return
+    if isinstance(model, MultiTaskModel) and "labels" not in inputs:
         raise ValueError(
-            f"{what} has nothing for the task{'s' if len(missing) > 1 else ''} {missing}: give a dataset for every task of the "
-            "model, or take the task out of it with `model.remove_task(name)`."
+            f"Task '{inputs['task']}': a batch of its rows has no labels. Give every row one in a column 'labels', None or "
+            "-100 where it is missing."
         )
-
-
-def check_datasets(what: str, given: Any) -> dict[str, Any]:
-    """A dictionary of datasets by task, or an error that says what was given instead."""
-    if isinstance(given, Mapping) and given:
-        for name in given:
-            if not isinstance(name, str) or not name or "/" in name:  # which ends it in the records and the checkpoint
-                raise ValueError(f"{what}: the name of a task is a non-empty string without '/', and not {name!r}.")
-        return dict(given)
-    raise TypeError(
-        f"{what} must be a dictionary of one dataset per task, such as {{'mrpc': ..., 'stsb': ...}}, and is "
-        f"{'empty' if isinstance(given, Mapping) else type(given).__name__}."
+    raise ValueError(
+        f"Task '{inputs['task']}': {type(model).__name__}.forward must return `loss`, a tensor of shape () that is the mean "
+        f"over the labelled items, and returned {_kind(loss)}."
     )
 
 
-def check_dataset(split: str, name: str, dataset: Any, task: Task | None, columns: Collection[str] | None) -> None:
-    """
-    Checks the dataset of a task: that it has rows, inputs the model takes, and labels the task takes.
-
-    Args:
-        split (`str`):
-            `"train"` or `"eval"`, for the error.
-        name (`str`):
-            The name of the task.
-        dataset (`Dataset`):
-            The dataset. The labels are read through here only where that is cheap, for a [`~datasets.Dataset`] without a
-            transform; others are checked as they are collated.
-        task (`Task`, *optional*):
-            The task as declared; `None` for a user's module, whose labels are its own business.
-        columns (`Collection[str]`, *optional*):
-            The columns that the model takes; `None` if it takes any.
-    """
-    if isinstance(dataset, (torch.utils.data.IterableDataset, datasets.IterableDataset)) or not isinstance(dataset, Sized):
-        raise TypeError(
-            f"Task '{name}': its {split} dataset has no length. Joint batches need one: give a dataset with `__len__`, "
-            "such as `datasets.Dataset.from_generator(...)`."
-        )
-    if len(dataset) == 0:
-        raise ValueError(f"Task '{name}': its {split} dataset is empty. Give it rows, or leave the task out.")
-    if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
-        return
-    inputs = [column for column in dataset.column_names if column not in LABEL_COLUMNS]
-    if columns is not None and not any(column in columns for column in inputs):
+def check_measured(model: nn.Module, task: str, loss: Tensor, num_items: Any) -> None:
+    """Refuses a loss that nothing can learn from, and a `num_items` that is not one number."""
+    if torch.is_grad_enabled() and not loss.requires_grad:
         raise ValueError(
-            f"Task '{name}': of the columns {dataset.column_names} of its {split} dataset, the model takes none as an input. "
-            f"It takes {sorted(set(columns) - set(LABEL_COLUMNS))}: tokenize the texts first, or rename the columns."
+            f"Task '{task}': its loss hangs on no trainable parameter. Return it as it was computed, without `.detach()`, and "
+            "leave a part of what it is computed with unfrozen."
         )
-    if task is not None:
-        _check_labels(split, name, dataset, task)
-
-
-def _check_labels(split: str, name: str, dataset: datasets.Dataset, task: Task) -> None:
-    column = next((column for column in LABEL_COLUMNS if column in dataset.column_names), None)
-    if column is None and split == "eval":
-        return  # a dataset to predict on
-    labels = dataset.select_columns([column]).with_format(None) if column is not None else ()
-    labelled = 0
-    for start in range(0, len(labels), CHUNK):
-        rows = labels[start : start + CHUNK][column]
-        labelled += int(task.labelled(task.label_tensor(name, rows)).sum())
-    if labelled == 0:
+    if not (num_items.ndim == 0 if isinstance(num_items, Tensor) else isinstance(num_items, Real)):
         raise ValueError(
-            f"Task '{name}': its {split} dataset has no label at all"
-            + (f" (none of the columns {list(LABEL_COLUMNS)})." if column is None else f" in its column '{column}'.")
-            + " Name the column of the labels 'labels', or leave the task out."
+            f"Task '{task}': {type(model).__name__}.forward must return `num_items`, where it does, as a number or a tensor of "
+            f"shape (), and returned {_kind(num_items)}."
         )
 
 
+def _kind(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

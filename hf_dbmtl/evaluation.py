@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import EvalPrediction
 from transformers.trainer_utils import BestRun, EvalLoopOutput, HPSearchBackend, PredictionOutput, speed_metrics
 
-from .checks import check_dataset, check_datasets, check_names
-from .data import LABEL_COLUMNS
+from .collators import LABEL_COLUMNS
+from .dataset_checks import check_datasets, check_names
 from .metrics import default_compute_metrics, main_metric, resolve_metric
 
 
@@ -125,7 +125,7 @@ class EvaluationMixin:
         outputs = {}
         for task, dataset in given.items():
             if not own:
-                check_dataset("eval", task, dataset, self.tasks[task], self._columns())
+                self._check_dataset("test" if description == "Prediction" else "eval", task, dataset)
             with self._serving(task):
                 output = self.evaluation_loop(
                     self.get_eval_dataloader(task) if own else self.get_test_dataloader(dataset),
@@ -195,17 +195,18 @@ class EvaluationMixin:
         inputs = self._prepare_inputs(inputs)
         names = self.label_names or [name for name in LABEL_COLUMNS if name in inputs][:1]
         labels = tuple(inputs[name].detach() for name in names if inputs.get(name) is not None)
+        named = {**inputs, "task": self._task}  # the task's name, whatever columns there are
         ignored = {"loss", "num_items", *(ignore_keys or self._ignored_keys())}
         loss = None
         with torch.no_grad(), self.compute_loss_context_manager():
             if labels:
-                loss, outputs = self.compute_loss(model, {"task": self._task, **inputs}, return_outputs=True)
+                loss, outputs = self.compute_loss(model, named, return_outputs=True)
                 items = float(self._num_items(outputs, inputs))
                 if items:
                     self._loss_sum += items * loss.item()
                     self._item_sum += items
             else:
-                outputs = model(task=self._task, **inputs)
+                outputs = model(**named)
         if prediction_loss_only:
             return loss, None, None
         entries = outputs.items() if isinstance(outputs, Mapping) else vars(outputs).items()
@@ -227,9 +228,9 @@ class EvaluationMixin:
         **kwargs: Any,
     ) -> BestRun | list[BestRun]:
         """
-        As in transformers, with the average of the tasks' main metrics, to be maximised, as the default objective (the sum
-        of all metrics of all tasks, which transformers takes, has no meaning). An objective of your own is minimised where
-        `direction` is silent, as in transformers.
+        As in transformers, with the average of the tasks' main metrics, to be maximised, as the default objective (the
+        sum of all metrics of all tasks, which transformers takes, has no meaning). An objective of your own is minimised
+        where `direction` is silent, as in transformers.
         """
         if direction is None:
             direction = "maximize" if compute_objective is None else "minimize"

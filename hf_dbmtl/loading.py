@@ -12,16 +12,9 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import RemoveColumnsCollator, seed_worker
 from transformers.utils import logging
 
-from .checks import check_dataset, check_names
-from .data import (
-    LABEL_COLUMNS,
-    JointBatchSampler,
-    JointCollator,
-    JointDataset,
-    TaskCollator,
-    input_collator,
-    rows_per_step,
-)
+from .collators import LABEL_COLUMNS, CheckedCollator, JointCollator, TaskCollator, input_collator
+from .data import JointBatchSampler, JointDataset, rows_per_step
+from .dataset_checks import check_dataset, check_names
 from .modeling import MultiTaskModel
 from .tasks import Task
 
@@ -36,6 +29,7 @@ class LoadingMixin:
 
     tasks: dict[str, Task | None]
     collators: dict[str, Callable]
+    _own_collators: set[str]  # the tasks whose collator the user gave
 
     def _declare_tasks(self) -> None:
         """The tasks by name: those the model declares, or for a user's module those the datasets name."""
@@ -43,6 +37,13 @@ class LoadingMixin:
             self.tasks = dict(self.model.tasks)
         else:
             self.tasks = dict.fromkeys(self.train_dataset or self.eval_dataset or ())
+            parameters = inspect.signature(self.model.forward).parameters
+            if "task" not in parameters and not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+                raise TypeError(
+                    f"{type(self.model).__name__}.forward takes no `task`: a module of yours is called as "
+                    "`forward(task=..., **batch)`. A transformers model becomes the encoder of several tasks by "
+                    "`MultiTaskModel.from_encoder(encoder, tasks={...})`."
+                )
         for what, given, complete in (
             ("`train_dataset`", self.train_dataset, True),
             ("`eval_dataset`", self.eval_dataset, False),
@@ -55,37 +56,53 @@ class LoadingMixin:
     def _set_collators(self, data_collator: Mapping[str, Callable] | Callable | None) -> None:
         given = data_collator if isinstance(data_collator, Mapping) else dict.fromkeys(self.tasks, data_collator)
         check_names("`data_collator`", given, list(self.tasks))
+        self._own_collators = {task for task in given if given[task] is not None}
+        for task in self._own_collators:
+            if not callable(given[task]) or isinstance(given[task], type):
+                raise TypeError(
+                    f"Task '{task}': its `data_collator` must be a function or an object that makes a batch of a list of rows, "
+                    f"and is {given[task]!r}."
+                )
         self.collators = {task: self._collator(task, given.get(task)) for task in self.tasks}
 
     def _collator(self, task: str, given: Callable | None) -> Callable:
         declared, columns = self.tasks[task], self._columns()
-        if given is None:
-            given = (
-                input_collator(self.processing_class)
-                if declared is None
-                else TaskCollator(task, declared, self.processing_class)
-            )
+        if declared is None:
+            collator = given or input_collator(self.processing_class)
+        elif given is None:
+            collator = TaskCollator(task, declared, self.processing_class)
+        else:
+            collator = CheckedCollator(task, declared, given)
         if columns is None:
-            return given
-        return RemoveColumnsCollator(given, columns, logger=logger, model_name=type(self.model).__name__)
+            return collator
+        return RemoveColumnsCollator(collator, columns, logger=logger, model_name=type(self.model).__name__)
 
     def _columns(self) -> list[str] | None:
+        """The columns of a dataset that are passed on to the model; `None` if all are."""
+        return self._accepted_columns() if self.args.remove_unused_columns else None
+
+    def _accepted_columns(self) -> list[str] | None:
         """The columns of a dataset that the model takes; `None` if it takes any."""
-        if not self.args.remove_unused_columns:
-            return None
         declared = isinstance(self.model, MultiTaskModel)
-        parameters = inspect.signature((self.model.encoder if declared else self.model).forward).parameters
-        if not declared and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        parameters = inspect.signature((self.model.encoder if declared else self.model).forward).parameters.values()
+        if not declared and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             return None
-        return list(dict.fromkeys([*parameters, *self.label_names, *LABEL_COLUMNS]))
+        names = [one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+        return [name for name in dict.fromkeys([*names, *self.label_names, *LABEL_COLUMNS]) if name != "task"]
 
     def _check_data(self) -> None:
         for split, given in (("train", self.train_dataset), ("eval", self.eval_dataset)):
             for task, dataset in (given or {}).items():
-                check_dataset(split, task, dataset, self.tasks[task], self._columns())
+                self._check_dataset(split, task, dataset)
         if self.args.train_sampling_strategy == "group_by_length":
             for task in self.train_dataset or ():
                 self._length_column(task)
+
+    def _check_dataset(self, split: str, task: str, dataset: Any) -> None:
+        if task in self._own_collators:  # which may make inputs of texts, and labels of whatever there is
+            check_dataset(split, task, dataset, None, self._columns())
+        else:
+            check_dataset(split, task, dataset, self.tasks[task], self._accepted_columns())
 
     def _remove_unused_columns(self, dataset: datasets.Dataset, description: str | None = None) -> datasets.Dataset:
         columns = self._columns()
@@ -155,7 +172,7 @@ class LoadingMixin:
         main_input = self.processing_class.model_input_names[0] if self.processing_class is not None else "input_ids"
         if main_input not in dataset[0]:
             raise ValueError(
-                f"Task '{task}': its rows cannot be grouped by length, since they have neither '{main_input}' nor a column "
-                f"'{column}' (`length_column_name`). Add one, or choose another `train_sampling_strategy`."
+                f"Task '{task}': its rows cannot be grouped by length, since they have neither '{main_input}' nor a "
+                f"column '{column}' (`length_column_name`). Add one, or choose another `train_sampling_strategy`."
             )
         return main_input

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from statistics import fmean
 
 from torch import Tensor
 
@@ -15,13 +14,14 @@ class StepLog:
     """Collects numbers per task step by step and gives their means, over the steps in which the task was present."""
 
     def __init__(self) -> None:
-        self._values: dict[str, list[float]] = {}
+        self._sums: dict[str, tuple[float, int]] = {}
         self._skipped = 0
 
     def add(self, task: str, **values: float) -> None:
         """Adds, for one task and step, numbers by what they are: they will be logged as `what/task`."""
         for what, value in values.items():
-            self._values.setdefault(f"{what}/{task}", []).append(value)
+            total, count = self._sums.get(f"{what}/{task}", (0.0, 0))
+            self._sums[f"{what}/{task}"] = (total + value, count + 1)
 
     def add_weights(self, weights: Mapping[str, float], cosines: Tensor | None = None) -> None:
         """Adds the weights of the tasks present in a step, and the mean and lowest cosine between their gradients."""
@@ -35,9 +35,13 @@ class StepLog:
         """Counts a skipped step."""
         self._skipped += 1
 
+    def means(self) -> dict[str, float]:
+        """The means so far, by key."""
+        return {key: total / count for key, (total, count) in self._sums.items()}
+
     def drain(self) -> dict[str, float]:
-        """The means since the last call, by key, and how many steps were skipped where any was."""
-        record = {key: fmean(values) for key, values in self._values.items()}
+        """[`~StepLog.means`] since the last call, and how many steps were skipped where any was."""
+        record = self.means()
         if self._skipped:
             record["skipped_steps"] = self._skipped
         self.__init__()

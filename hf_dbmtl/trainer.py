@@ -18,7 +18,8 @@ from transformers.utils import logging
 
 from .balancing import Balancer
 from .checkpoint import load_balancer, save_balancer
-from .checks import check_arguments, check_datasets, check_layout, check_model
+from .checks import check_arguments, check_layout, check_loss, check_measured, check_model
+from .dataset_checks import check_datasets
 from .evaluation import EvaluationMixin
 from .gradients import Gradients, GradientVector, How, TaskGradient, make_gradients, split_parameters
 from .loading import LoadingMixin
@@ -118,8 +119,8 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
         self._micro_batches: list[dict[str, Any]] = []
         self._second_look = SecondLook()
         self.add_callback(self._second_look)
-        split_parameters(self.model, shared_parameters)  # raises where nothing is shared
         self._declare_tasks()
+        split_parameters(self.model, shared_parameters)  # raises where nothing is shared
         check_model(self.model, args, self._columns())
         self._set_collators(data_collator)
         self._set_metrics(compute_metrics)
@@ -218,9 +219,11 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
     def _loss_and_items(self, model: nn.Module, task: str, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The mean loss of a task on a batch, and the number of items it is the mean over."""
         with self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, {"task": task, **batch}, return_outputs=True)
+            loss, outputs = self.compute_loss(model, {**batch, "task": task}, return_outputs=True)
+        items = self._num_items(outputs, batch)
+        check_measured(self.model, task, loss, items)
         loss = loss.to(torch.promote_types(loss.dtype, torch.float32))
-        return loss, torch.as_tensor(self._num_items(outputs, batch), dtype=loss.dtype, device=loss.device)
+        return loss, torch.as_tensor(items, dtype=loss.dtype, device=loss.device)
 
     def compute_loss(
         self,
@@ -232,12 +235,7 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
         """The loss of one task: `inputs` hold its name as `task` beside its batch. Override it for a loss of your own."""
         outputs = model(**inputs)
         loss = _get(outputs, "loss")
-        if not isinstance(loss, Tensor) or loss.ndim != 0:
-            raise ValueError(
-                f"Task '{inputs['task']}': {type(self.model).__name__}.forward must return `loss`, a tensor of shape () that "
-                "is the mean over the labelled items, and returned "
-                + (f"a tensor of shape {tuple(loss.shape)}." if isinstance(loss, Tensor) else f"{type(loss).__name__}.")
-            )
+        check_loss(self.model, inputs, loss)
         return (loss, outputs) if return_outputs else loss
 
     @staticmethod

@@ -1,5 +1,6 @@
 """Everything runs offline, on the CPU, in one thread per process: set before any import reads it."""
 
+import gc
 import os
 
 
@@ -10,3 +11,9 @@ os.environ.update(
     OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),
     MPLBACKEND="agg",
 )
+
+
+def pytest_collection_finish(session) -> None:
+    """accelerate collects garbage with every Trainer: what the imports left, most of it all, need not be looked at again."""
+    gc.collect()
+    gc.freeze()

@@ -110,9 +110,9 @@ class Recorder(TrainerCallback):
             step[f"head {name}"] = flat([parameter.grad])
         for task, row in (memory.rows if memory else {}).items():
             step[f"ema {task}"] = flat(gradients.full(row))
-        for key, values in self.trainer.step_log._values.items():
+        for key, value in self.trainer.step_log.means().items():  # of this step alone where each is logged
             if key.startswith("loss/"):
-                step[key] = torch.tensor(values[-1:], dtype=torch.float64)
+                step[key] = torch.tensor([value], dtype=torch.float64)
         self.steps.append(step)
 
 

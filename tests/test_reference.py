@@ -23,6 +23,7 @@ OPTIONS = {
     "ew": lambda args, lr: {},
     "uw": lambda args, lr: {"init": -0.5, "learning_rate": lr, "optimizer": "sgd"},
     "gls": lambda args, lr: {},
+    "imtl": lambda args, lr: {"learning_rate": lr, "optimizer": "sgd"},
     "famo": lambda args, lr: {"learning_rate": args["FAMO_w_lr"], "weight_decay": args["FAMO_w_gamma"]},
     "db_mtl": lambda args, lr: {"beta": args["DB_beta"], "decay": args["DB_beta_sigma"], "alpha": "max"},
     "gradnorm": lambda args, lr: {

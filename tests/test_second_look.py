@@ -15,28 +15,20 @@ from test_layout import FixedBatches
 from transformers import TrainerCallback
 
 from hf_dbmtl import MultiTaskTrainer
-from hf_dbmtl.balancing import FAMO
+from hf_dbmtl.balancing.famo import FAMO
 from hf_dbmtl.second_look import random_numbers_aside
 
 
 FAST = {"balancer": "famo", "balancer_kwargs": {"learning_rate": 0.5}}
 
 
-class Looks(FAMO):
-    """Keeps what it is shown."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.seen: list[dict[str, float]] = []
-
-    def look_again(self, losses):
-        self.seen.append(dict(losses))
-        super().look_again(losses)
-
-
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("hf_dbmtl.balancing.table", fromlist=["TRANSFORMS"]).TRANSFORMS, "famo", Looks)
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
+    """The losses that FAMO is shown."""
+    shown: list[dict[str, float]] = []
+    look_again = FAMO.look_again
+    monkeypatch.setattr(FAMO, "look_again", lambda self, losses: shown.append(dict(losses)) or look_again(self, losses))
+    return shown
 
 
 class AfterStep(TrainerCallback):
@@ -53,7 +45,7 @@ class AfterStep(TrainerCallback):
 
 
 @pytest.mark.parametrize("cuts", [[(0, 8)], [(0, 4), (4, 8)], [(0, 1), (1, 3), (3, 8)]], ids=len)
-def test_it_is_the_mean_over_all_rows_of_the_step(cuts: list[tuple[int, int]], looks: None, tmp_path: Path) -> None:
+def test_it_is_the_mean_over_all_rows_of_the_step(cuts: list[tuple[int, int]], looks: list, tmp_path: Path) -> None:
     data = tiny_data(rows=16, missing=0.3)
     probe = MultiTaskTrainer(model=tiny_model(), args=arguments(tmp_path), train_dataset=data)
 
@@ -67,12 +59,11 @@ def test_it_is_the_mean_over_all_rows_of_the_step(cuts: list[tuple[int, int]], l
     args = arguments(tmp_path, gradient_accumulation_steps=len(cuts), learning_rate=0.1, **FAST)
     trainer = kind(model=tiny_model(), args=args, train_dataset=data, callbacks=[callback])
     trainer.train()
-    seen = trainer.balancer.transform.seen
-    assert len(seen) == len(callback.losses) == 2
-    for found, expected in zip(seen, callback.losses):
+    assert len(looks) == len(callback.losses) == 2
+    for found, expected in zip(looks, callback.losses):
         assert found == {task: pytest.approx(loss, rel=1e-12) for task, loss in expected.items()}
     before = [record for record in trainer.state.log_history if "loss" in record]
-    for found, record in zip(seen, before):  # not the losses before the step
+    for found, record in zip(looks, before):  # not the losses before the step
         assert all(abs(found[task] / record[f"loss/{task}"] - 1) > 1e-5 for task in TASKS)
 
 
@@ -145,7 +136,7 @@ def test_random_numbers_aside() -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_skipped_step_is_not_looked_at_again(accumulation: int, looks: None, tmp_path: Path) -> None:
+def test_a_skipped_step_is_not_looked_at_again(accumulation: int, looks: list, tmp_path: Path) -> None:
     class States(TrainerCallback):
         def __init__(self) -> None:
             self.states: list[dict[str, torch.Tensor]] = []
@@ -159,13 +150,13 @@ def test_a_skipped_step_is_not_looked_at_again(accumulation: int, looks: None, t
     )
     trainer = Poisoned(model=tiny_model(), args=args, train_dataset=tiny_data(rows=24), callbacks=[callback])
     trainer.train()
-    assert trainer.state.global_step == 3 and len(trainer.balancer.transform.seen) == 2
+    assert trainer.state.global_step == 3 and len(looks) == 2
     before, bad, after = callback.states
     assert BAD_STEP == 2 and all(torch.equal(before[name], bad[name]) for name in before)
     assert not torch.equal(after["transform/learned"], bad["transform/learned"])
 
 
-def test_a_step_that_the_optimizer_skipped_is_not_looked_at_again(looks: None, tmp_path: Path) -> None:
+def test_a_step_that_the_optimizer_skipped_is_not_looked_at_again(looks: list, tmp_path: Path) -> None:
     class Skipping(MultiTaskTrainer):
         def create_optimizer(self, model=None):
             optimizer = super().create_optimizer(model)
@@ -179,4 +170,4 @@ def test_a_step_that_the_optimizer_skipped_is_not_looked_at_again(looks: None, t
             return optimizer
 
     trainer = run(tmp_path, Skipping)
-    assert trainer.balancer.steps == 3 and len(trainer.balancer.transform.seen) == 2
+    assert trainer.balancer.steps == 3 and len(looks) == 2

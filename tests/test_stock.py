@@ -123,7 +123,9 @@ def finished(trainer: Trainer, resume: str | None = None) -> Run:
 def run_stock(folder: Path, data: Dataset, task: str, make=encoder_model, resume=None, kind=Trainer, **options) -> Run:
     processing_class = options.pop("processing_class", None)
     args = TrainingArguments(str(folder), **{**SHARED, **options})
-    return finished(kind(OneTask(make(task), task), args, train_dataset=data, processing_class=processing_class), resume)
+    return finished(
+        kind(OneTask(make(task), task), args, train_dataset=data, processing_class=processing_class), resume
+    )
 
 
 def run_ours(folder: Path, data: Dataset, task: str, make=encoder_model, resume=None, **options) -> Run:

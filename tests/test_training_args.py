@@ -182,7 +182,9 @@ def test_it_works(name: str, tmp_path: Path, plain: Seeing) -> None:
     OWN_PROBES[name](tmp_path, plain)
 
 
-@pytest.mark.parametrize(("name", "value", "message"), [(name, *case) for name, cases in WRONG.items() for case in cases])
+@pytest.mark.parametrize(
+    ("name", "value", "message"), [(name, *case) for name, cases in WRONG.items() for case in cases]
+)
 def test_it_is_refused(name: str, value: object, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         make(tmp_path, **{name: value})
@@ -234,4 +236,5 @@ def test_every_field_has_help() -> None:
     for field in fields(MultiTaskTrainingArguments):
         if field.name in OWN | {"max_grad_norm", "per_device_train_batch_size"}:
             assert len(field.metadata["help"]) > 20, field.name
-    assert "would undo" in next(f for f in fields(MultiTaskTrainingArguments) if f.name == "max_grad_norm").metadata["help"]
+        if field.name == "max_grad_norm":
+            assert "would undo" in field.metadata["help"]

@@ -165,8 +165,9 @@ class Balancer:
             balanced = self._by_coordinates()
         if not self._waits:
             balanced.update.mul_(common)
+        heads = self.weighting.head_weights(balanced.weights)
         for task in self._losses:
-            own = balanced.weights[task] if self.weighting.weights_heads else self.task_weight(task)
+            own = heads[task] if self.weighting.weights_heads else self.task_weight(task)
             balanced.head_weights[task] = own * common * self._late[task]
         self.transform.update(self._losses)
         self.weighting.update(self._losses, self._norms)

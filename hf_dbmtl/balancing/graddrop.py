@@ -58,12 +58,16 @@ class GradDrop(CoordinateWeighting):
         leaks = [self.leak.get(task, 0.0) if isinstance(self.leak, Mapping) else self.leak for task in rows]
 
         def keep(pieces: Tensor, parameter: int, start: int) -> Tensor:
-            leak, weight = pieces.new_tensor([leaks, task_weights])[:, :, None]
-            total = pieces.abs().sum(0)
-            purity = 0.5 * (1 + pieces.sum(0) / torch.where(total > 0, total, 1.0))
+            weights = pieces.new_tensor(task_weights)
+            positive, negative = pieces.clamp(min=0), pieces.clamp(max=0)
+            upwards = positive.sum(0)
             draws = uniform(self.seed, step, parameter, start, pieces.shape[1], pieces.device)
-            kept = torch.where(pieces > 0, purity > draws, purity < draws)
-            return (weight * (leak + (1 - leak) * kept) * pieces).sum(0)
+            chosen = draws * (upwards - negative.sum(0)) < upwards  # U < P, without a division
+            update = torch.where(chosen, weights @ positive, weights @ negative)
+            if any(leaks):
+                weights = weights * pieces.new_tensor(leaks)
+                update += torch.where(chosen, weights @ negative, weights @ positive)
+            return update
 
         first, *others = rows.values()
         return first.map(others, keep), {}
@@ -78,7 +82,7 @@ def uniform(seed: int, step: int, parameter: int, start: int, count: int, device
     for part in (seed, step, parameter):
         key = _mix(key + GOLDEN + part)
     counters = torch.arange(start + 1, start + 1 + count, device=device)
-    return (_shift(_mix(counters * GOLDEN + key.item()), 11)).double() * 2.0**-53
+    return _shift(_mix(counters * GOLDEN + key.item()), 11).double().mul_(2.0**-53)
 
 
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of SplitMix64, as signed integers: int64 arithmetic wraps around
@@ -86,11 +90,11 @@ FACTORS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * FACTORS[0]
-    x = (x ^ _shift(x, 27)) * FACTORS[1]
+    for bits, factor in zip((30, 27), FACTORS):
+        x = (x ^ _shift(x, bits)).mul_(factor)
     return x ^ _shift(x, 31)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
     """The logical shift to the right; torch's own keeps the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)

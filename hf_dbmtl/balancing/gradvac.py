@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .gramian import drawing_from
 from .pcgrad import by_name, lifted
 from .weightings import GramianWeighting
 
@@ -57,8 +58,7 @@ class GradVac(GramianWeighting):
         weighting = self._weighting
         weighting._ensure_state(len(tasks), gramian.dtype)
         weighting._phi_t = self.targets[present[:, None], present]
-        with torch.random.fork_rng(devices=[]):
-            torch.random.set_rng_state(self.generator(step).get_state())
+        with drawing_from(self.generator(step)):
             found = weighting(lifted(gramian)[order][:, order])
         self.targets[present[:, None], present] = weighting._phi_t
         weights = torch.empty_like(found)

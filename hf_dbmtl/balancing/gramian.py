@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 
-__all__ = ["Equilibrated", "normalized", "require"]
+__all__ = ["Equilibrated", "drawing_from", "normalized", "require"]
 
 
 def require(package: str, method: str) -> ModuleType:
@@ -26,6 +28,14 @@ def require(package: str, method: str) -> ModuleType:
             f"The balancer '{method}' needs the package '{package}', which is not installed. Install the solvers with: "
             'pip install "hf-dbmtl[solvers]"'
         ) from error
+
+
+@contextlib.contextmanager
+def drawing_from(generator: torch.Generator) -> Iterator[None]:
+    """Lets code that draws from torch's own generator (on the CPU) draw from `generator`, and leaves the former alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.set_rng_state(generator.get_state())
+        yield
 
 
 def normalized(gramian: Tensor) -> tuple[Tensor, float]:

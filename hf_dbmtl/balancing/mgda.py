@@ -49,6 +49,10 @@ class MGDA(GramianWeighting):
         self.normalization = normalization
         self.combine = combine
         self.reads_losses = normalization in ("loss", "loss+")
+        if combine == "raw" and normalization != "none":
+            self.holds = MGDA.holds - {"non_conflicting"}
+        elif normalization == "l2":
+            self.holds = MGDA.holds | {"scale_invariant", "loss_scale_invariant"}
 
     def weights(self, gramian: Tensor, tasks: Sequence[str], losses: Sequence[float], step: int) -> Tensor:
         known = Equilibrated(gramian)

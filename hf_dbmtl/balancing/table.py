@@ -9,19 +9,30 @@ from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from .aligned_mtl import AlignedMTL
 from .balancer import Balancer
+from .cagrad import CAGrad
+from .config import ConFIG
 from .db_mtl import EMA, Log, MaxNorm
+from .dualproj import DualProj
 from .dwa import DWA
 from .excess_mtl import ExcessMTL
+from .fairgrad import FairGrad
 from .famo import FAMO
 from .gls import GLS
 from .graddrop import GradDrop
 from .gradnorm import GradNorm
+from .gradvac import GradVac
+from .imtl_g import IMTLG
 from .imtl_l import IMTLL
+from .mgda import MGDA
 from .moco import MoCo
+from .nash_mtl import NashMTL
+from .pcgrad import PCGrad
 from .rlw import RLW
 from .stch import STCH
 from .transforms import Identity
+from .upgrad import UPGrad
 from .uw import UW
 from .weightings import Equal
 
@@ -42,12 +53,23 @@ MEMORIES: dict[str, type] = {"ema": EMA}
 WEIGHTINGS: dict[str, type] = {
     "ew": Equal,
     "max_norm": MaxNorm,
+    "mgda": MGDA,
     "gradnorm": GradNorm,
+    "pcgrad": PCGrad,
+    "gradvac": GradVac,
     "graddrop": GradDrop,
+    "imtl_g": IMTLG,
+    "cagrad": CAGrad,
     "moco": MoCo,
+    "nash_mtl": NashMTL,
+    "aligned_mtl": AlignedMTL,
+    "fairgrad": FairGrad,
+    "upgrad": UPGrad,
+    "dualproj": DualProj,
+    "config": ConFIG,
     "excess_mtl": ExcessMTL,
 }
-COMPOSED: dict[str, str] = {"db_mtl": "log+ema+max_norm"}
+COMPOSED: dict[str, str] = {"db_mtl": "log+ema+max_norm", "imtl": "imtl_l+imtl_g"}
 
 
 def balancer_names() -> list[str]:

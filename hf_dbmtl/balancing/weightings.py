@@ -27,6 +27,10 @@ class Weighting(Part):
     weights_heads: ClassVar[bool] = False
     reads_losses: bool = False
 
+    def head_weights(self, weights: Mapping[str, float]) -> Mapping[str, float]:
+        """What the heads carry where `weights_heads`, given the weights of the tasks present: by default the same."""
+        return weights
+
     def update(self, losses: Mapping[str, float], norms: Mapping[str, float]) -> None:
         """Told at the end of a balanced step: learned weights are stepped here."""
 

@@ -37,8 +37,11 @@ class Item:
 Step = dict[str, Item]
 
 
-def draw(tasks: int, size: int, seed: int, spread: float = 1.0, steps: int = STEPS) -> list[Step]:
-    """Steps of `tasks` tasks with gradients of `size` entries and norms that are `spread` apart; losses from 0.1 to 3."""
+def draw(tasks: int, size: int, seed: int, spread: float = 1.0, steps: int = STEPS, common: float = 0.0) -> list[Step]:
+    """
+    Steps of `tasks` tasks with gradients of `size` entries and norms that are `spread` apart, which share a direction as far
+    as `common` says; losses from 0.1 to 3.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
@@ -47,15 +50,16 @@ def draw(tasks: int, size: int, seed: int, spread: float = 1.0, steps: int = STE
     scales = (spread * random(tasks)).exp()
     drawn = []
     for _ in range(steps):
-        gradients = scales[:, None] * random(tasks, size)
+        gradients = scales[:, None] * (random(tasks, size) + (common * random(size) if common else 0.0))
         losses = 0.1 + 2.9 * torch.rand(tasks, generator=generator, dtype=torch.float64)
         later = losses * (1 - 0.3 * torch.rand(tasks, generator=generator, dtype=torch.float64))
         drawn.append({f"t{i}": Item(losses[i].item(), gradients[i], later[i].item()) for i in range(tasks)})
     return drawn
 
 
-# Three tasks in many dimensions, with norms alike and far apart; two tasks; and more tasks than dimensions, in conflict.
-CASES = [draw(3, 12, 0), draw(3, 12, 1, spread=2.0), draw(2, 5, 2), draw(8, 4, 3)]
+# Three tasks in many dimensions, with norms alike and far apart; two tasks; more tasks than dimensions, in conflict; and
+# tasks that mostly agree.
+CASES = [draw(3, 12, 0), draw(3, 12, 1, spread=2.0), draw(2, 5, 2), draw(8, 4, 3), draw(4, 6, 9, common=2.0)]
 
 
 def change(steps: list[Step], function: Callable[[str, Item], Item]) -> list[Step]:
@@ -68,6 +72,12 @@ VARIANTS = {
     "gradnorm, the paper's": ("gradnorm", {"parametrization": "paper", "optimizer": "adam"}),
     "moco, the paper's": ("moco", {"normalize": False, "projection": "simplex"}),
     "excess_mtl, the paper's": ("excess_mtl", {"initial_weight": "1/T", "warmup_steps": 2}),
+    "mgda of unit gradients": ("mgda", {"normalization": "l2"}),
+    "mgda, its authors'": ("mgda", {"normalization": "loss+", "combine": "raw"}),
+    "nash_mtl by newton": ("nash_mtl", {"solver": "newton", "max_norm": 0.0, "update_weights_every": 2}),
+    "fairgrad by newton": ("fairgrad", {"solver": "newton", "alpha": 2.0}),
+    "upgrad, torchjd's": ("upgrad", {"norm_eps": 1e-4, "reg_eps": 1e-4}),
+    "cagrad of c 1": ("cagrad", {"c": 1.0, "rescale": 0}),
     "graddrop with a leak": ("graddrop", {"leak": 0.3}),
 }
 
@@ -173,7 +183,9 @@ def _loss_scale_invariant(name: str, steps: list[Step]) -> float:
 
 
 def _random(name: str, steps: list[Step]) -> float:
-    return float(distance(run(name, steps, seed=1), known(name, steps)) <= FAILS)
+    if "random" in holds(build(name)) and steps is not CASES[0]:
+        return 0.0  # one case in which the numbers matter is enough
+    return float(all(distance(run(name, one, seed=1), known(name, one)) <= FAILS for one in CASES))
 
 
 def _coordinate_state(name: str, steps: list[Step]) -> float:
@@ -223,7 +235,6 @@ def check_needs(name: str) -> None:
     if balancer.memory is not None:
         return  # what its weights look at are the remembered gradients: its weighting is checked without them
     needed = needs(balancer)
-    steps = CASES[1]
     generator = torch.Generator().manual_seed(5)
 
     def turned(task: str, item: Item) -> Item:
@@ -233,8 +244,10 @@ def check_needs(name: str) -> None:
     def other(task: str, item: Item) -> Item:
         return replace(item, gradient=item.gradient * (2.0 if task == "t1" else 0.5))
 
-    expected = _factors(name, steps)
-    by_norms, by_losses = (_differs(_factors(name, change(steps, one)), expected) for one in (turned, other))
+    by_norms, by_losses = (
+        any(_differs(_factors(name, change(steps, one)), _factors(name, steps)) for steps in (CASES[1], CASES[3]))
+        for one in (turned, other)
+    )
     if needed == "losses":
         assert not by_norms and not by_losses, f"'{name}' declares to need the losses alone, and looks at gradients."
     elif needed == "norms":
@@ -334,18 +347,21 @@ def check_state(name: str) -> None:
 
 def check_memory(name: str) -> None:
     """A balancer that declares no memory saves nothing; of one that does, what is saved makes a difference."""
-    steps = CASES[1]
-    balancer = make(name, list(steps[0]))
-    play(balancer, steps[:3])
+    balancer = make(name, list(CASES[1][0]))
+    play(balancer, CASES[1][:3])
     state = saved(balancer)
     declared = not all(part.memory.startswith("none") for part in (balancer.transform, balancer.memory, balancer.weighting) if part)
     if not declared:
         assert not state["tensors"] and not state["vectors"], f"'{name}' declares no memory, and saves {list(state)}."
         return
     assert state["tensors"] or any(state["vectors"].values()), f"'{name}' declares a memory, and saves nothing."
-    fresh = make(name, list(steps[0]))
-    fresh.load_state_dict({**saved(fresh), "steps": 3})
-    assert distance(play(fresh, steps[3:])[0], known(name, steps)[3:]) > HOLDS, f"'{name}' makes no use of its memory."
+
+    def forgets(steps: list[Step]) -> bool:
+        fresh = make(name, list(steps[0]))
+        fresh.load_state_dict({**saved(fresh), "steps": 3})
+        return distance(play(fresh, steps[3:])[0], known(name, steps)[3:]) == 0.0  # be it a start for a solver: bit for bit
+
+    assert not all(forgets(steps) for steps in (CASES[1], CASES[3])), f"'{name}' makes no use of its memory."
 
 
 def check_absent(name: str) -> None:

@@ -18,6 +18,8 @@ BALANCERS: dict[str, dict[str, Any]] = {
     "ew": {"balancer": "ew"},
     "log": {"balancer": "log"},
     "max_norm": {"balancer": "max_norm", "balancer_kwargs": {"alpha": "mean"}},
+    "famo": {"balancer": "famo", "balancer_kwargs": {"optimizer": "sgd", "learning_rate": 1.0}},  # looks again
+    "stch": {"balancer": "stch", "balancer_kwargs": {"mu": 5.0}},
 }
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 ACCUMULATIONS = (1, 2)

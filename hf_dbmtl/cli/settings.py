@@ -1,0 +1,127 @@
+"""The settings of `hf-dbmtl train` beside the training arguments: the model, the tasks and their data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
+
+from ..configuration import POOLINGS
+from ..tasks import Classification, MultiLabelClassification, Regression, TokenClassification
+from .values import alternatives
+
+
+__all__ = ["DataFiles", "DatasetSettings", "Setting", "Splits", "TaskSettings", "TrainSettings", "settings_of"]
+
+KINDS = tuple(cls.kind for cls in (Classification, MultiLabelClassification, Regression, TokenClassification))
+
+
+def _setting(help: str, default: Any = None, choices: tuple[str, ...] | None = None) -> Any:
+    metadata = {"help": help} | ({"choices": choices} if choices else {})
+    if default is MISSING:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Splits:
+    """Names of splits, in the words of `datasets.load_dataset` (`train[:90%]` is one)."""
+
+    train: str | None = _setting("The split to train on, 'train' by default.")
+    eval: str | None = _setting("The split to evaluate on, by default 'validation', or else 'test'.")
+
+
+@dataclass
+class DataFiles:
+    """Files by what they are for."""
+
+    train: str | list[str] = _setting("Files to train on; * and ** are welcome.", MISSING)
+    eval: str | list[str] | None = _setting("Files to evaluate on.")
+
+
+@dataclass
+class DatasetSettings:
+    """Where the data of a task come from."""
+
+    path: str | None = _setting("A dataset of the Hub, or a local file or folder.")
+    name: str | None = _setting("The configuration of the dataset, such as 'mrpc' of nyu-mll/glue.")
+    revision: str | None = _setting("A branch, tag or commit of the dataset on the Hub.")
+    split: Splits | None = _setting("Which split is for training and which for evaluation.")
+    data_files: DataFiles | str | list[str] | None = _setting("parquet, csv, tsv, json, jsonl or arrow files.")
+    delimiter: str | None = _setting("What separates the columns of csv files; a comma, or in .tsv files a tab.")
+    eval_fraction: float | None = _setting(
+        "The share of the training rows to hold out for evaluation; 0 trains without evaluation."
+    )
+
+
+@dataclass
+class TaskSettings:
+    """A task and its data."""
+
+    kind: str = _setting("What is predicted.", MISSING, KINDS)
+    dataset: DatasetSettings = _setting("Where the data come from.", MISSING)
+    text: str | list[str] = _setting("The column of the texts; two make a pair. Token level: of the words.", "text")
+    label: str | list[str] = _setting("The column of the labels; several make a vector of numbers.", "label")
+    num_labels: int | None = _setting("The number of labels; by default as many as the training data hold.")
+    label_names: list[str] | None = _setting("Names of the labels; by default those in the training data.")
+    main_metric: str | None = _setting("The metric that enters the average.")
+    dropout: float | None = _setting("Dropout in front of the head; by default the encoder's.")
+    max_length: int | None = _setting("Tokens of an input, in place of the run's.")
+    max_train_samples: int | None = _setting("Rows to train on, drawn at random, in place of the run's.")
+    max_eval_samples: int | None = _setting("Rows to evaluate on, drawn at random, in place of the run's.")
+
+
+@dataclass
+class TrainSettings:
+    """A run, without its training arguments."""
+
+    model_name_or_path: str = _setting("The encoder: a name of the Hub, or a folder.", MISSING)
+    tasks: dict[str, TaskSettings] = _setting("The tasks by name.", MISSING)
+    tokenizer_name: str | None = _setting("The tokenizer, where it does not lie beside the encoder.")
+    model_revision: str | None = _setting("A branch, tag or commit of the encoder on the Hub.")
+    trust_remote_code: bool = _setting("Whether code that comes with the encoder may run.", False)
+    pooling: str | None = _setting("What heads at sequence level see; by default the encoder decides.", None, POOLINGS)
+    max_length: int | None = _setting("Tokens of an input; by default as many as the encoder takes.")
+    max_train_samples: int | None = _setting("Rows of each task to train on, drawn at random; by default all.")
+    max_eval_samples: int | None = _setting("Rows of each task to evaluate on, drawn at random; by default all.")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting, as a dataclass declares it."""
+
+    hint: Any
+    choices: tuple[Any, ...] | None
+    help: str
+    default: Any
+    required: bool
+
+    @property
+    def group(self) -> type | None:
+        """The dataclass that a mapping given here must be of."""
+        return next((kind for kind in alternatives(self.hint) if isinstance(kind, type) and is_dataclass(kind)), None)
+
+    @property
+    def group_by_name(self) -> type | None:
+        """The dataclass of the values of a mapping from names of the user's own."""
+        args = get_args(self.hint) if get_origin(self.hint) is dict else ()
+        return args[1] if args and is_dataclass(args[1]) else None
+
+
+def settings_of(cls: type) -> dict[str, Setting]:
+    """The fields of a dataclass, with their types resolved."""
+    hints = get_type_hints(cls)
+    return {one.name: _read(one, hints[one.name]) for one in fields(cls) if one.init}
+
+
+def _read(one: Field, hint: Any) -> Setting:
+    metadata: Mapping[str, Any] = one.metadata
+    default = one.default_factory() if one.default_factory is not MISSING else one.default
+    choices = metadata.get("choices")
+    return Setting(
+        hint=hint,
+        choices=tuple(choices) if choices else None,
+        help=metadata.get("help", ""),
+        default=default,
+        required=default is MISSING,
+    )

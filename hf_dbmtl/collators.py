@@ -1,0 +1,141 @@
+"""From the rows of a task to its batch, and from the rows of all tasks to a joint batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import Any
+
+from torch import Tensor
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, SequenceFeatureExtractor, default_data_collator
+
+from .tasks import Task
+
+
+__all__ = ["LABEL_COLUMNS", "CheckedCollator", "JointCollator", "TaskCollator", "check_alignment", "input_collator"]
+
+LABEL_COLUMNS = ("labels", "label", "label_ids")
+
+
+class JointCollator:
+    """
+    Turns `(task, example)` pairs into `{task: batch}`, each batch made by the task's own collator.
+
+    Args:
+        collators (`Mapping[str, Callable]`):
+            A collator by task.
+    """
+
+    def __init__(self, collators: Mapping[str, Callable[[list[Any]], Any]]):
+        self.collators = dict(collators)
+
+    def __call__(self, examples: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        by_task: dict[str, list[Any]] = {}
+        for task, example in examples:
+            by_task.setdefault(task, []).append(example)
+        joint = {task: self.collators[task](by_task[task]) for task in self.collators if task in by_task}
+        for task, batch in joint.items():
+            if not isinstance(batch, Mapping):
+                raise TypeError(
+                    f"Task '{task}': its collator made a {type(batch).__name__} of its rows and must make a dictionary, such as "
+                    "{'input_ids': ..., 'labels': ...}: the keywords of the model's forward."
+                )
+        return joint
+
+
+class TaskCollator:
+    """
+    The default collator of a declared task: the inputs padded by the tokenizer (or stacked where there is none), the
+    labels checked and made a tensor by the task. A missing label may be `None`, -100 or, where labels are numbers, NaN.
+
+    Args:
+        name (`str`):
+            The name of the task, for errors.
+        task (`Task`):
+            The task.
+        processing_class (`PreTrainedTokenizerBase` or any other processing class, *optional*):
+            What the inputs were made with; only a tokenizer or a sequence feature extractor can pad.
+    """
+
+    def __init__(self, name: str, task: Task, processing_class: Any = None):
+        self.name = name
+        self.task = task
+        self.collate_inputs = input_collator(processing_class)
+        self.padding_side = getattr(processing_class, "padding_side", "right")
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        for row in examples:
+            if not isinstance(row, Mapping):
+                raise TypeError(
+                    f"Task '{self.name}': a row of its dataset is a {type(row).__name__} and must be a dictionary of columns, "
+                    "such as {'input_ids': ..., 'labels': ...}: let the dataset return these, or pass a `data_collator`."
+                )
+        column = next((column for column in LABEL_COLUMNS if any(column in row for row in examples)), None)
+        batch = self._inputs([{key: value for key, value in row.items() if key not in LABEL_COLUMNS} for row in examples])
+        if column is not None:
+            labels, length = [row.get(column) for row in examples], None
+            if self.task.level == "token":
+                check_alignment(self.name, labels, [row.get("input_ids") for row in examples])
+                length = batch["input_ids" if "input_ids" in batch else next(iter(batch))].shape[1]
+            batch["labels"] = self.task.label_tensor(self.name, labels, length, self.padding_side)
+        return batch
+
+    def _inputs(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batch: dict[str, Tensor] = {}
+        if all(rows):
+            try:
+                batch = dict(self.collate_inputs(rows))
+            except (TypeError, ValueError) as error:
+                pads = isinstance(self.collate_inputs, DataCollatorWithPadding)
+                raise ValueError(
+                    f"Task '{self.name}': its rows cannot be put into one batch: {error}"
+                    + ("" if pads else " Rows of different lengths need a `processing_class` that pads, such as the tokenizer.")
+                ) from error
+        if not batch:  # a text counts for nothing: what stacks numbers passes over it
+            raise ValueError(
+                f"Task '{self.name}': its rows hold no column that the model takes as an input: tokenize the texts first, or "
+                "rename the columns."
+            )
+        return batch
+
+
+def check_alignment(name: str, labels: Sequence[Any], tokens: Sequence[Any]) -> None:
+    """Refuses labels of a token-level task that do not stand one to one beside the tokens, such as one label per word."""
+    for given, ids in zip(labels, tokens):
+        if given is not None and ids is not None and isinstance(given, Sized) and len(given) != len(ids):
+            raise ValueError(
+                f"Task '{name}': a row has {len(given)} labels and {len(ids)} tokens. Give a label to every token (-100 or None "
+                "where there is none), by the `word_ids()` of the tokenizer's output."
+            )
+
+
+class CheckedCollator:
+    """
+    A user's collator for a declared task, whose labels are checked before they reach the model, where a class out of range
+    could end the process.
+
+    Args:
+        name (`str`):
+            The name of the task, for errors.
+        task (`Task`):
+            The task.
+        collator (`Callable`):
+            The collator.
+    """
+
+    def __init__(self, name: str, task: Task, collator: Callable[[list[Any]], Any]):
+        self.name = name
+        self.task = task
+        self.collator = collator
+
+    def __call__(self, examples: list[Any]) -> Any:
+        batch = self.collator(examples)
+        if isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
+            self.task.check_labels(self.name, batch["labels"])
+        return batch
+
+
+def input_collator(processing_class: Any) -> Callable[[list[Any]], dict[str, Any]]:
+    """transformers' own choice: padding where the processing class can pad, else stacking."""
+    if isinstance(processing_class, (PreTrainedTokenizerBase, SequenceFeatureExtractor)):
+        return DataCollatorWithPadding(processing_class)
+    return default_data_collator

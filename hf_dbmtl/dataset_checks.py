@@ -1,0 +1,135 @@
+"""What can be known to be wrong with the datasets before the first training step, with errors that say what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence, Sized
+from typing import Any
+
+import datasets
+import torch
+
+from .collators import LABEL_COLUMNS, check_alignment
+from .tasks import Task
+
+
+__all__ = ["check_dataset", "check_datasets", "check_names"]
+
+CHUNK = 1000  # rows whose labels are checked at a time
+
+
+def check_names(what: str, names: Collection[str], tasks: Sequence[str], complete: bool = False) -> None:
+    """
+    Compares the task names of a dictionary with those of the model.
+
+    Args:
+        what (`str`):
+            What the dictionary is, for the error.
+        names (`Collection[str]`):
+            Its keys.
+        tasks (`Sequence[str]`):
+            The names of the tasks.
+        complete (`bool`, *optional*, defaults to `False`):
+            Whether every task must be among the keys.
+    """
+    for name in names:
+        if name not in tasks:
+            near = difflib.get_close_matches(str(name), tasks, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else "rename the key, or add the task to the model."
+            raise ValueError(f"{what} names a task '{name}', and the tasks are {list(tasks)}: {hint}")
+    missing = [task for task in tasks if task not in names]
+    if complete and missing:
+        raise ValueError(
+            f"{what} has nothing for the task{'s' if len(missing) > 1 else ''} {missing}: give a dataset for every task of the "
+            "model, or take the task out of it with `model.remove_task(name)`."
+        )
+
+
+def check_datasets(what: str, given: Any) -> dict[str, Any]:
+    """A dictionary of datasets by task, or an error that says what was given instead."""
+    if isinstance(given, Mapping) and given:
+        for name in given:
+            if not isinstance(name, str) or not name or "/" in name:  # which ends it in the records and the checkpoint
+                raise ValueError(f"{what}: the name of a task is a non-empty string without '/', and not {name!r}.")
+        return dict(given)
+    raise TypeError(
+        f"{what} must be a dictionary of one dataset per task, such as {{'mrpc': ..., 'stsb': ...}}, and is "
+        f"{'empty' if isinstance(given, Mapping) else type(given).__name__}."
+    )
+
+
+def check_dataset(
+    split: str,
+    name: str,
+    dataset: Any,
+    task: Task | None,
+    columns: Collection[str] | None,
+) -> None:
+    """
+    Checks the dataset of a task: that it has rows, inputs the model takes, and labels the task takes.
+
+    Args:
+        split (`str`):
+            `"train"`, `"eval"` or `"test"`, for the error. A dataset to test on needs no labels.
+        name (`str`):
+            The name of the task.
+        dataset (`Dataset`):
+            The dataset. The labels are read through here only where that is cheap, for a [`~datasets.Dataset`] without a
+            transform; others are checked as they are collated.
+        task (`Task`, *optional*):
+            The task whose labels the dataset holds; `None` where they are somebody else's business, that of a user's module
+            or collator.
+        columns (`Collection[str]`, *optional*):
+            The columns that the model takes; `None` if it takes any.
+
+    Raises:
+        `TypeError`: for what is not a dataset with a length.
+        `ValueError`: for a dataset without rows, without inputs or without labels, or with impossible ones.
+    """
+    which = f"Task '{name}': its {split} dataset"
+    if isinstance(dataset, (torch.utils.data.IterableDataset, datasets.IterableDataset)) or not isinstance(dataset, Sized):
+        raise TypeError(
+            f"{which} is a {type(dataset).__name__} and has no length. Joint batches need one: give a dataset with "
+            "`__len__`, such as `datasets.Dataset.from_generator(...)`."
+        )
+    if isinstance(dataset, (Mapping, str)) or type(dataset).__name__ == "DataFrame":
+        raise TypeError(
+            f"{which} is a {type(dataset).__name__}"
+            + (f" with the keys {list(dataset)[:10]}" if isinstance(dataset, Mapping) else "")
+            + " and must be a dataset whose rows are found by number: one split of a DatasetDict, or what "
+            "`datasets.Dataset.from_dict` or `.from_pandas` makes."
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"{which} is empty. Give it rows, or leave the task out.")
+    if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
+        return
+    inputs = [column for column in dataset.column_names if column not in LABEL_COLUMNS]
+    if columns is not None and not any(column in columns for column in inputs):
+        raise ValueError(
+            f"{which} has the columns {dataset.column_names}, of which the model takes none as an input. It takes "
+            f"{sorted(set(columns) - set(LABEL_COLUMNS))}: tokenize the texts first, rename the columns, or set "
+            "`remove_unused_columns=False` where a `data_collator` of yours makes the inputs."
+        )
+    if task is not None:
+        _check_labels(split, which, name, dataset, task)
+
+
+def _check_labels(split: str, which: str, name: str, dataset: datasets.Dataset, task: Task) -> None:
+    column = next((column for column in LABEL_COLUMNS if column in dataset.column_names), None)
+    if column is None:
+        if split != "train":
+            return  # a dataset to predict on
+        raise ValueError(
+            f"{which} has the columns {dataset.column_names} and none of {list(LABEL_COLUMNS)}: name the column of the labels "
+            "'labels', or leave the task out."
+        )
+    tokens = ["input_ids"] if task.level == "token" and "input_ids" in dataset.column_names else []
+    rows = dataset.select_columns([column, *tokens]).with_format(None)
+    labelled = 0
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        if tokens:
+            check_alignment(name, chunk[column], chunk["input_ids"])
+        labelled += int(task.labelled(task.label_tensor(name, chunk[column])).sum())
+    if labelled == 0 and split != "test":
+        raise ValueError(f"{which} has no label at all in its column '{column}': mend the data, or leave the task out.")

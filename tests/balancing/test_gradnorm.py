@@ -1,0 +1,80 @@
+"""GradNorm: its steps against autograd, the parametrizations, and losses that it cannot compare."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from catalogue import distance, draw, play
+
+from hf_dbmtl.balancing import make_balancer
+
+
+STEPS = draw(3, 12, 6, steps=6)
+TASKS = list(STEPS[0])
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+
+
+def expected(alpha: float, parametrization: str, learning_rate: float, optimizer: str) -> list[torch.Tensor]:
+    """The paper's Algorithm 1, differentiated by autograd."""
+    learned = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    stepper = OPTIMIZERS[optimizer]([learned], lr=learning_rate)
+    first = torch.tensor([item.loss for item in STEPS[0].values()], dtype=torch.float64)
+    updates = []
+    for step in STEPS:
+        gradients = torch.stack([item.gradient for item in step.values()])
+        weights = 3 * learned.softmax(0) if parametrization == "softmax" else learned
+        updates.append(weights.detach() @ gradients)
+        norms = (weights[:, None] * gradients).norm(dim=1)
+        ratios = torch.tensor([item.loss for item in step.values()], dtype=torch.float64) / first
+        target = (norms.mean() * (ratios / ratios.mean()) ** alpha).detach()
+        stepper.zero_grad()
+        (norms - target).abs().sum().backward()
+        stepper.step()
+        if parametrization == "paper":
+            with torch.no_grad():
+                learned.clamp_(min=1e-8)
+                learned.mul_(3 / learned.sum())
+    return updates
+
+
+@pytest.mark.parametrize("parametrization", ["softmax", "paper"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_steps(parametrization: str, optimizer: str) -> None:
+    options = {"alpha": 0.7, "parametrization": parametrization, "learning_rate": 0.05, "optimizer": optimizer}
+    found, factors = play(make_balancer("gradnorm", options).setup(TASKS), STEPS)
+    torch.testing.assert_close(found, expected(**options), rtol=1e-10, atol=1e-10)
+    assert all(sum(one.values()) == pytest.approx(3.0) for one in factors)
+    others = {"alpha": 3.0, "parametrization": "paper" if parametrization == "softmax" else "softmax", "learning_rate": 0.02}
+    for name, value in others.items():
+        other = play(make_balancer("gradnorm", {**options, name: value}).setup(TASKS), STEPS)[0]
+        assert distance(other, found) > 1e-3, f"{name} makes no difference"
+
+
+def test_weights_stay_positive_under_large_gradients() -> None:
+    large = [{task: type(item)(item.loss, 1e4 * item.gradient, item.later) for task, item in step.items()} for step in STEPS]
+    for parametrization in ("softmax", "paper"):
+        balancer = make_balancer("gradnorm", {"parametrization": parametrization}).setup(TASKS)
+        assert all(min(one.values()) >= 0 and sum(one.values()) == pytest.approx(3.0) for one in play(balancer, large)[1])
+
+
+@pytest.mark.parametrize("parametrization", ["softmax", "paper"])
+def test_first_loss_of_a_task_is_that_of_its_first_step(parametrization: str) -> None:
+    balancer = make_balancer("gradnorm", {"parametrization": parametrization}).setup(TASKS)
+    play(balancer, [{task: STEPS[0][task] for task in ("t0", "t2")}, *STEPS[1:3]])
+    known = [STEPS[0]["t0"].loss, STEPS[1]["t1"].loss, STEPS[0]["t2"].loss]
+    assert balancer.weighting.first_losses.tolist() == known
+
+
+def test_losses_that_cannot_be_compared() -> None:
+    zero = {task: type(item)(0.0, item.gradient, 0.0) for task, item in STEPS[0].items()}
+    found, _ = play(make_balancer("gradnorm").setup(TASKS), [zero, *STEPS])
+    assert all(update.isfinite().all() for update in found)
+    negative = {task: type(item)(-1.0, item.gradient, 0.0) for task, item in STEPS[0].items()}
+    with pytest.raises(ValueError, match="Task 't0': its loss is -1, and GradNorm"):
+        play(make_balancer("gradnorm").setup(TASKS), [negative])
+
+
+@pytest.mark.parametrize("options", [{"alpha": -1.0}, {"parametrization": "exp"}, {"optimizer": "lion"}, {"learning_rate": -1.0}])
+def test_a_wrong_option_is_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match=f"`{next(iter(options))}`"):
+        make_balancer("gradnorm", options)
