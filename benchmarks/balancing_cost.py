@@ -1,10 +1,11 @@
 """
-What the work of every balancing method costs in a step, beside the forward and backward passes: the gradients are given,
-and the time is that of taking them in, weighing them and making the update.
+What the work of every balancing method costs in a step, beside the forward and backward passes: the gradients are
+given, and the time is that of taking them in, weighing them and making the update.
 
-Methods that need norms only stream the gradients into one sum; those that need the Gramian keep them to the end of the step
-and multiply each with each; some call a solver or keep state for every coordinate. The gradients are synthetic (random, of
-float32, their norms spread over an order of magnitude), the same for all methods. A step that raises is shown as such.
+Methods that need norms only stream the gradients into one sum; those that need the Gramian keep them to the end of the
+step and multiply each with each; some call a solver or keep state for every coordinate. The gradients are synthetic
+(random, of float32, their norms spread over an order of magnitude), the same for all methods. A step that raises is
+shown as such.
 
     python benchmarks/balancing_cost.py                                  # T = 3, 11, 40, one million parameters
     python benchmarks/balancing_cost.py --methods cagrad nash_mtl --tasks 3 --size 22_000_000
@@ -38,7 +39,7 @@ PACKAGES = ("torch", "torchjd", "numpy", "scipy", "cvxpy", "clarabel", "ecos", "
 
 
 def make_gradients(tasks: int, size: int, parameters: int) -> dict[str, list[torch.Tensor]]:
-    """Gradients of `size` entries in `parameters` tensors, which have a direction in common."""
+    """Gradients of `size` entries in `parameters` tensors, with a direction in common."""
     generator = torch.Generator().manual_seed(0)
     common = torch.randn(size, generator=generator)
     return {

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -161,16 +162,18 @@ class JointBatchSampler:
             for position, task in enumerate(self.sizes):
                 count = self.rows[task]
                 indices = [starts[position] + row for row in itertools.islice(orders[position], count)]
-                for j in range(self.parts):
-                    # by turns, so that not all the tasks with fewer rows than micro-batches crowd into the same one
-                    part = parts[(j + position) % self.parts]
-                    part += indices[j * count // self.parts : (j + 1) * count // self.parts]
+                # where the rows do not divide, who gets one more goes by turns: small tasks would crowd into one micro-batch
+                shift = position % self.parts
+                cuts = [(j * count + shift) // self.parts for j in range(self.parts + 1)]
+                for part, start, end in zip(parts, cuts, cuts[1:]):
+                    part += indices[start:end]
             yield from parts
 
     def _order(self, task: str, position: int) -> Iterator[int]:
         """The rows of a task in the order of the epoch, without end."""
-        generator = torch.Generator()
-        generator.manual_seed(self.seed + self.epoch + (position << 32))  # another order for every task
+        # another order for every task; torch's generator looks at 32 bits of its seed only, and these are well mixed
+        (seed,) = np.random.SeedSequence([self.seed, self.epoch, position]).generate_state(1).tolist()
+        generator = torch.Generator().manual_seed(seed)
         while True:
             if self.strategy == "sequential":
                 yield from range(self.sizes[task])

@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 from transformers.trainer_utils import RemoveColumnsCollator, seed_worker
 from transformers.utils import logging
 
@@ -29,7 +30,7 @@ class LoadingMixin:
 
     tasks: dict[str, Task | None]
     collators: dict[str, Callable]
-    _own_collators: set[str]  # the tasks whose collator the user gave
+    _own_collators: list[str]  # the tasks whose collator the user gave
 
     def _declare_tasks(self) -> None:
         """The tasks by name: those the model declares, or for a user's module those the datasets name."""
@@ -38,7 +39,9 @@ class LoadingMixin:
         else:
             self.tasks = dict.fromkeys(self.train_dataset or self.eval_dataset or ())
             parameters = inspect.signature(self.model.forward).parameters
-            if "task" not in parameters and not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+            takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+            # those of transformers let unknown keywords pass unread: every task would train the same head
+            if "task" not in parameters and (not takes_any or isinstance(self.model, PreTrainedModel)):
                 raise TypeError(
                     f"{type(self.model).__name__}.forward takes no `task`: a module of yours is called as "
                     "`forward(task=..., **batch)`. A transformers model becomes the encoder of several tasks by "
@@ -56,7 +59,7 @@ class LoadingMixin:
     def _set_collators(self, data_collator: Mapping[str, Callable] | Callable | None) -> None:
         given = data_collator if isinstance(data_collator, Mapping) else dict.fromkeys(self.tasks, data_collator)
         check_names("`data_collator`", given, list(self.tasks))
-        self._own_collators = {task for task in given if given[task] is not None}
+        self._own_collators = [task for task in self.tasks if given.get(task) is not None]
         for task in self._own_collators:
             if not callable(given[task]) or isinstance(given[task], type):
                 raise TypeError(
@@ -103,6 +106,9 @@ class LoadingMixin:
             check_dataset(split, task, dataset, None, self._columns())
         else:
             check_dataset(split, task, dataset, self.tasks[task], self._accepted_columns())
+
+    def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
+        return data_collator  # which does so already, by what the encoder takes and not the model around it
 
     def _remove_unused_columns(self, dataset: datasets.Dataset, description: str | None = None) -> datasets.Dataset:
         columns = self._columns()

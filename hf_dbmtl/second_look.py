@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import TrainerCallback, set_seed
 
 
-__all__ = ["SecondLook", "random_numbers_aside"]
+__all__ = ["AfterOptimizerStep", "SecondLookMixin", "random_numbers_aside"]
 
 
-class SecondLook(TrainerCallback):
+class AfterOptimizerStep(TrainerCallback):
     """
     Does what was left to be done until the optimizer has stepped.
 
@@ -31,6 +32,35 @@ class SecondLook(TrainerCallback):
         pending, self.pending = self.pending, None
         if pending is not None:
             pending()
+
+
+class SecondLookMixin:
+    """The part of [`MultiTaskTrainer`] that looks again."""
+
+    @torch.no_grad()
+    def _look_again(self, model: nn.Module, micro_batches: list[dict[str, Any]]) -> None:
+        """
+        Gives the balancer the losses of the same micro-batches again: in training mode, as in the code of FAMO's authors, and
+        with random numbers of their own, so that those of the run are the same with a second look as without.
+        """
+        if self.accelerator.optimizer_step_was_skipped:
+            return
+        module = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
+        sums = torch.zeros(len(self.tasks), 2, dtype=torch.float64)
+        with random_numbers_aside(self.args.device, self._seed_of_step()):
+            for row, task in enumerate(self.tasks):
+                batches = [self._prepare_inputs(batch[task]) for batch in micro_batches if task in batch]
+                for loss, items in [self._loss_and_items(module, task, batch) for batch in batches]:
+                    if items > 0:
+                        sums[row] += torch.stack([items * loss, items]).cpu()
+        if self.args.world_size > 1:
+            sums = self.accelerator.reduce(sums.to(self.args.device), "sum")
+        found = zip(self.tasks, sums.tolist())
+        self.balancer.look_again({task: loss / items for task, (loss, items) in found if items > 0})
+
+    def _seed_of_step(self) -> int:
+        """For what draws random numbers beside the run: a function of the seed, the step and the process."""
+        return (self.args.seed * 1_000_003 + self.state.global_step) * 31 + self.args.process_index
 
 
 @contextlib.contextmanager

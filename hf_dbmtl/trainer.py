@@ -24,9 +24,10 @@ from .evaluation import EvaluationMixin
 from .gradients import Gradients, GradientVector, How, TaskGradient, make_gradients, split_parameters
 from .loading import LoadingMixin
 from .model_card import content_from_trainer, create_model_card
-from .second_look import SecondLook, random_numbers_aside
+from .second_look import AfterOptimizerStep, SecondLookMixin
 from .step_log import StepLog
 from .training_args import MultiTaskTrainingArguments
+from .validation import ValidationMixin
 
 
 __all__ = ["MultiTaskTrainer"]
@@ -34,7 +35,7 @@ __all__ = ["MultiTaskTrainer"]
 logger = logging.get_logger(__name__)
 
 
-class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
+class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, ValidationMixin, Trainer):
     """
     transformers' [`~transformers.Trainer`] for a model that learns several tasks at once: every step computes the loss and
     the gradient of every task, balances the gradients of the shared parameters, and lets each head follow its own.
@@ -64,6 +65,9 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
         shared_parameters (`str`, `Sequence[str]` or `torch.nn.Module`, *optional*):
             Which parameters are shared, and so balanced: a regular expression searched for in their names, a list of names
             or module prefixes, or a submodule. By default everything outside `model.heads`.
+        validation_dataset (`dict[str, Dataset]`, *optional*):
+            For a balancer that tunes its weights on validation data (`"auto_lambda"`, `"moml"`) the rows of those tasks that
+            are to become better, neither trained nor evaluated on. Other balancers do not look at it.
 
     Raises:
         `ValueError`, `TypeError`: for what is known to be wrong before the first step: task names that differ between the
@@ -88,6 +92,7 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
         shared_parameters: str | Sequence[str] | nn.Module | None = None,
+        validation_dataset: Mapping[str, Dataset] | None = None,
     ):
         args = MultiTaskTrainingArguments(output_dir="tmp_trainer") if args is None else args
         if not isinstance(args, MultiTaskTrainingArguments):
@@ -117,14 +122,15 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
         self.balancer: Balancer | None = None
         self.step_log = StepLog()
         self._micro_batches: list[dict[str, Any]] = []
-        self._second_look = SecondLook()
-        self.add_callback(self._second_look)
+        self._after_optimizer_step = AfterOptimizerStep()
+        self.add_callback(self._after_optimizer_step)
         self._declare_tasks()
         split_parameters(self.model, shared_parameters)  # raises where nothing is shared
         check_model(self.model, args, self._columns())
         self._set_collators(data_collator)
         self._set_metrics(compute_metrics)
         self._check_data()
+        self._set_validation_data(validation_dataset)
 
     # ---- The step --------------------------------------------------------------------------------------------------
 
@@ -155,7 +161,7 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
         self.balancer.begin(epoch=int(self.state.epoch or 0))
         head_gradients: dict[str, GradientVector] = {}
         total = 0.0
-        for task, measured in self._task_gradients(model, micro_batches):
+        for task, measured in self._task_gradients(model, micro_batches, self.balancer.derivative):
             if measured.num_items == 0:
                 continue  # absent: not in the sum, its memory unmoved, its head without a gradient
             if not measured.is_finite:
@@ -165,6 +171,8 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
             self.step_log.add(task, loss=measured.loss, grad_norm=measured.norm)
             self.balancer.take(task, measured.loss, measured.shared)
             del measured  # else its tensors would live on beside those of the next task
+        if self.balancer.validates and head_gradients:
+            self._tune_on_validation(model, head_gradients)
         balanced = self.balancer.balance()
         shared, heads = self.gradients.zero()
         for task, gradient in head_gradients.items():
@@ -172,13 +180,13 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
         self.gradients.write(balanced.update or shared, heads, self._loss_scale())
         self.step_log.add_weights(balanced.weights, balanced.cosines)
         if self.balancer.looks_again:
-            self._second_look.pending = partial(self._look_again, model, micro_batches)
+            self._after_optimizer_step.pending = partial(self._look_again, model, micro_batches)
         return torch.tensor(total, device=self.args.device)
 
     def _task_gradients(
-        self, model: nn.Module, micro_batches: list[dict[str, Any]]
+        self, model: nn.Module, micro_batches: list[dict[str, Any]], derivative: Callable[[str, Tensor], Tensor]
     ) -> Iterator[tuple[str, TaskGradient]]:
-        """The loss and gradient of one task after the other, over the micro-batches of the step."""
+        """The loss and gradient of one task after the other, over all micro-batches."""
 
         def batches(task: str) -> list[Any]:
             return [self._prepare_inputs(batch[task]) for batch in micro_batches if task in batch]
@@ -188,33 +196,11 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, Trainer):
         how = How(
             forward=partial(self._loss_and_items, module),
             backward=self.accelerator.backward,
-            derivative=self.balancer.derivative,
+            derivative=derivative,
             loss_scale=self._loss_scale(),
         )
         with self.accelerator.no_sync(model):
             yield from self.gradients.each(list(self.tasks), batches, how)
-
-    @torch.no_grad()
-    def _look_again(self, model: nn.Module, micro_batches: list[dict[str, Any]]) -> None:
-        """
-        Gives the balancer the losses of the same micro-batches again: in training mode, as in the code of FAMO's authors, and
-        with random numbers of their own, so that those of the run are the same with a second look as without.
-        """
-        if self.accelerator.optimizer_step_was_skipped:
-            return
-        module = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
-        sums = torch.zeros(len(self.tasks), 2, dtype=torch.float64)
-        seed = (self.args.seed * 1_000_003 + self.state.global_step) * 31 + self.args.process_index
-        with random_numbers_aside(self.args.device, seed):
-            for row, task in enumerate(self.tasks):
-                batches = [self._prepare_inputs(batch[task]) for batch in micro_batches if task in batch]
-                for loss, items in [self._loss_and_items(module, task, batch) for batch in batches]:
-                    if items > 0:
-                        sums[row] += torch.stack([items * loss, items]).cpu()
-        if self.args.world_size > 1:
-            sums = self.accelerator.reduce(sums.to(self.args.device), "sum")
-        found = zip(self.tasks, sums.tolist())
-        self.balancer.look_again({task: loss / items for task, (loss, items) in found if items > 0})
 
     def _loss_and_items(self, model: nn.Module, task: str, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The mean loss of a task on a batch, and the number of items it is the mean over."""

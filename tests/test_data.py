@@ -114,12 +114,12 @@ def test_group_by_length_groups() -> None:
     """Rows of like length come together, in an order that still depends on the epoch."""
 
     def spread(strategy: str, parts: int) -> float:
-        sizes, rows = {"a": 400, "b": 90}, {"a": 16, "b": 16}
+        sizes, rows = {"a": 2000, "b": 900}, {"a": 16, "b": 16}
         lengths = {task: [(37 * row) % 101 for row in range(size)] for task, size in sizes.items()}
         sampler = JointBatchSampler(sizes, rows, parts, strategy, lengths)
         ranges = []
         for batch in sampler:
-            for task, start in (("a", 0), ("b", 400)):
+            for task, start in (("a", 0), ("b", 2000)):
                 mine = [lengths[task][index - start] for index in batch if start <= index < start + sizes[task]]
                 ranges.append(max(mine) - min(mine))
         return sum(ranges) / len(ranges)
@@ -390,6 +390,31 @@ def test_seeds_and_epochs_reach_the_batches(tmp_path: Path) -> None:
         assert sorted(sum((batch[task] for batch in first[:2]), [])) == sorted(sum((batch[task] for batch in first[2:]), []))
     assert seen(tmp_path, rows, seed=43, **options) != first
     assert seen(tmp_path, rows, data_seed=43, **options) == seen(tmp_path, rows, data_seed=43, seed=1, **options) != first
+
+
+class ListOfDicts(Dataset):
+    """The rows of a `datasets.Dataset`, and with each a column of no use to the model."""
+
+    def __init__(self, dataset: datasets.Dataset):
+        self.rows = [{"id": i, **row} for i, row in enumerate(dataset)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.rows[row]
+
+
+def test_torch_datasets_do_as_well(tmp_path: Path) -> None:
+    found = []
+    for kind in (lambda dataset: dataset, ListOfDicts):
+        data = {task: kind(dataset) for task, dataset in tiny_data(rows=12, missing=0.2).items()}
+        trainer = MultiTaskTrainer(tiny_model(), arguments(tmp_path), train_dataset=data, eval_dataset=data)
+        trainer.train()
+        metrics = {key: value for key, value in trainer.evaluate().items() if "runtime" not in key and "second" not in key}
+        predicted = {task: output.predictions.tolist() for task, output in trainer.predict(data).items()}
+        found.append((trainer.state.log_history[0]["loss"], metrics, predicted))
+    assert found[0] == found[1] and len(found[0][1]) > 10
 
 
 # ---- Collators ---------------------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def test_the_random_numbers_of_the_run_are_left_alone(tmp_path: Path, monkeypatc
         patch.setattr(FAMO, "looks_again", False)
         without = flat(run(tmp_path, MultiTaskTrainer, **frozen).model.parameters())
     assert torch.equal(with_looks, without)
-    monkeypatch.setattr("hf_dbmtl.trainer.random_numbers_aside", lambda device, seed: contextlib.nullcontext())
+    monkeypatch.setattr("hf_dbmtl.second_look.random_numbers_aside", lambda device, seed: contextlib.nullcontext())
     assert not torch.equal(flat(run(tmp_path, MultiTaskTrainer, **frozen).model.parameters()), without)
 
 

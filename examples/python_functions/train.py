@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from data import PACKAGES, build, visible_text
 from data import TASKS as PYTHON_TASKS
-from data import build, visible_text
 from datasets import load_dataset
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from hf_dbmtl import (
@@ -50,6 +51,10 @@ GLUE = {
     "rte": (Classification(label_names=["entailment", "not entailment"]), ("sentence1", "sentence2")),
 }
 BALANCERS = ("ew", "db_mtl")
+# Enough of the library for every task to have something to train and to be evaluated on.
+TINY = ("asyncio.tasks", "asyncio.streams", "asyncio.queues", "email.message", "email.header", "email.utils", "importlib.util")
+TINY += ("multiprocessing.pool", "multiprocessing.queues", "unittest.case", "unittest.mock", "xml.dom.minidom", "xml.sax.saxutils")
+TINY += ("argparse", "shutil", "textwrap", "json.decoder", "json.encoder", "csv", "configparser", "tempfile", "zipfile")
 NAMES = {"ew": "equal weighting", "db_mtl": "DB-MTL"}
 
 
@@ -88,8 +93,13 @@ def load_tasks(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) 
     """The tasks, their training and evaluation sets, and a few texts by task to predict on."""
     if options.dataset == "python":
         limits = {"test": options.max_eval_rows} | ({"train": 64} if options.tiny else {})
-        data = build(tokenizer, options.max_length, limits)
-        texts = {task: [visible_text(task, function) for function in data.functions["test"][:3]] for task in PYTHON_TASKS}
+        data = build(tokenizer, options.max_length, limits, TINY if options.tiny else None)
+        short = [
+            one
+            for one in data.functions["test"]
+            if one.module.partition(".")[0] in PACKAGES and one.returns is not None and len(one.code) < 300
+        ]
+        texts = {task: [visible_text(task, function) for function in short] for task in PYTHON_TASKS}
         return PYTHON_TASKS, data.train, data.test, texts
     tasks = {name: task for name, (task, _) in GLUE.items()}
     train, test, texts = {}, {}, {}
@@ -193,7 +203,7 @@ def predict(console: Console, folder: Path, texts: dict[str, list[str]]) -> None
             with torch.inference_mode():
                 logits = model(task=task, **inputs).logits[0]
             tokens = tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
-            table.add_row(task, text.strip()[:280], answer(declared, logits, tokens))
+            table.add_row(task, Text(text.strip()[:280]), answer(declared, logits, tokens))
     console.print(table)
 
 

@@ -125,7 +125,8 @@ class Balancer:
     @property
     def _waits(self) -> bool:
         """Whether a factor known at the end of the step only must be on the gradients before anything looks at them."""
-        return self.transform.coupled and not (self.memory is None and isinstance(self.weighting, Equal))
+        simple = self.memory is None and isinstance(self.weighting, Equal)
+        return self.validates or self.transform.entangled or (self.transform.coupled and not simple)
 
     def _rescale(self, factor: float) -> None:
         if factor != 1.0:
@@ -152,6 +153,7 @@ class Balancer:
         if not self._losses:
             return Balanced(update=None)
         common = self.transform.scale(self._losses)
+        self._late = {task: late * self.transform.late(task) for task, late in self._late.items()}
         if self._waits:
             for task, row in self._rows.items():
                 self._rows[task] = self._remember(task, row.mul_(common * self._late[task]))
@@ -206,6 +208,37 @@ class Balancer:
     def task_weight(self, task: str) -> float:
         """The user's weight of a task, 1.0 by default."""
         return self.task_weights.get(task, 1.0)
+
+    @property
+    def validates(self) -> bool:
+        """Whether the weights are tuned, in every step between `take` and `balance`, on what validation data say."""
+        return self.transform.needs == "validation"
+
+    def planned(self) -> tuple[Vector, dict[str, float]]:
+        """The weighted sum of the gradients taken, with the weights as they are before they are tuned, and the weights."""
+        weights = {task: one * self.task_weight(task) for task, one in self.transform.weights(list(self._rows)).items()}
+        total = next(iter(self._rows.values())).new_zero()
+        for task, row in self._rows.items():
+            total.add_(row, weights[task])
+        return total, weights
+
+    def products(self, vector: Vector) -> Tensor:
+        """The products of a vector with the gradients taken, `(tasks,)`, float64, on the CPU."""
+        return vector.gramian(list(self._rows.values()))[0, 1:]
+
+    def tune(self, products: Tensor, learning_rate: float) -> None:
+        """
+        Tunes the weights.
+
+        Args:
+            products (`torch.Tensor` of shape `(objectives, tasks)`):
+                The products of the gradients of the validation losses, behind a step of gradient descent along `planned`,
+                with the gradients taken.
+            learning_rate (`float`):
+                That of the step.
+        """
+        of_user = products.new_tensor([self.task_weight(task) for task in self._rows])
+        self.transform.tune(products * of_user, list(self._rows), learning_rate)
 
     def look_again(self, losses: Mapping[str, float]) -> None:
         """Given the losses of the same batch after the optimizer's step, where the transform wants them."""

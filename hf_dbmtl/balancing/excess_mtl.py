@@ -29,18 +29,19 @@ class ExcessMTL(CoordinateWeighting):
     $E_t^0$ is the task's risk at its first step. The heads carry the weights as well, as in the authors' code, which
     back-propagates the weighted sum of the losses.
 
-    A step without some of the tasks moves the weights of the tasks present, at an unchanged sum. A task whose gradient is
-    zero has no risk to compare with: its first step is the first with a gradient.
+    A step without some of the tasks moves the weights of the tasks present, at an unchanged sum. A task whose gradient
+    is zero has no risk to compare with: its first step is the first with a gradient.
 
     Args:
         step_size (`float`, *optional*, defaults to 0.01):
             $\eta$, the step size of the weights, zero or more.
         initial_weight (`str`, *optional*, defaults to `"1"`):
-            What every weight starts from, and the mean of them stays: `"1"` as in the authors' code (and LibMTL), whose
-            first update is the sum of the gradients, or `"1/T"` as in the paper (and TorchJD), whose first is their mean.
+            What every weight starts from, and the mean of them stays: `"1"` as in the authors' code (and LibMTL),
+            whose first update is the sum of the gradients, or `"1/T"` as in the paper (and TorchJD), whose first is
+            their mean.
         warmup_steps (`int`, *optional*, defaults to 1):
-            Over how many first steps of a task $E_t^0$ is the mean; the weights stay until then. The authors' code takes 1,
-            the paper (appendix C.1) three epochs.
+            Over how many first steps of a task $E_t^0$ is the mean; the weights stay until then. The authors' code
+            takes 1, the paper (appendix C.1) three epochs.
     """
 
     holds = frozenset({"permutation_equivariant", "coordinate_state"})

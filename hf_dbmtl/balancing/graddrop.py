@@ -16,25 +16,26 @@ __all__ = ["GradDrop", "uniform"]
 
 class GradDrop(CoordinateWeighting):
     r"""
-    Gradient sign dropout keeps, in every coordinate, either the positive or the negative entries, the likelier the more of
-    the total they make up (*Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout*, NeurIPS 2020,
-    arXiv 2010.06808, Algorithm 1):
+    Gradient sign dropout keeps, in every coordinate, either the positive or the negative entries, the likelier the
+    more of the total they make up (*Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout*,
+    NeurIPS 2020, arXiv 2010.06808, Algorithm 1):
 
     $$P = \tfrac12 \Big(1 + \frac{\sum_t g_t}{\sum_t |g_t|}\Big), \quad
     M_t = [P > U][g_t > 0] + [P < U][g_t < 0], \quad \sum_t (\lambda_t + (1 - \lambda_t) M_t) \, g_t,
     \qquad U \sim \mathcal U(0, 1).$$
 
-    The paper applies this to the gradients of the activations that the tasks share, times the sign of the activations and
-    summed over the batch, and LibMTL does so too. Here, as in TorchJD, it is applied to the gradients of the shared
-    parameters, so that it does not depend on how a batch is cut into micro-batches. The paper's monotone function $f(P)$ is
-    the identity, as in its experiments.
+    The paper applies this to the gradients of the activations that the tasks share, times the sign of the activations
+    and summed over the batch, and LibMTL does so too. Here, as in TorchJD, it is applied to the gradients of the
+    shared parameters, so that it does not depend on how a batch is cut into micro-batches. The paper's monotone
+    function $f(P)$ is the identity, as in its experiments.
 
-    $U$ is a pure function of the seed, the balanced step, the parameter and the position in it, never of how a parameter is
-    cut, so that all processes draw the same numbers.
+    $U$ is a pure function of the seed, the balanced step, the parameter and the position in it, never of how a
+    parameter is cut, so that all processes draw the same numbers.
 
     Args:
         leak (`float` or `dict[str, float]`, *optional*, defaults to 0.0):
-            $\lambda_t$ in [0, 1], how much of what is dropped comes through; for all tasks, or by task (0 where silent).
+            $\lambda_t$ in [0, 1], how much of what is dropped comes through; for all tasks, or by task (0 where
+            silent).
     """
 
     holds = frozenset({"permutation_equivariant", "random"})
@@ -85,8 +86,8 @@ def uniform(seed: int, step: int, parameter: int, start: int, count: int, device
     return _shift(_mix(counters * GOLDEN + key.item()), 11).double().mul_(2.0**-53)
 
 
-GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of SplitMix64, as signed integers: int64 arithmetic wraps around
-FACTORS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of SplitMix64, as signed integers: int64 arithmetic wraps
+around FACTORS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
 
 
 def _mix(x: Tensor) -> Tensor:

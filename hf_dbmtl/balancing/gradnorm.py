@@ -19,25 +19,28 @@ LOWEST = 1e-8  # of a weight in the paper's parametrization, which a step could 
 class GradNorm(NormWeighting):
     r"""
     Gradient normalization learns the weights so that the norm of every weighted gradient is the mean norm times the
-    relative rate $r_t$ at which the task still has to train, to the power of $\alpha$ (*GradNorm: Gradient Normalization for
-    Adaptive Loss Balancing in Deep Multitask Networks*, ICML 2018, arXiv 1711.02257, equation 2 and Algorithm 1):
+    relative rate $r_t$ at which the task still has to train, to the power of $\alpha$ (*GradNorm: Gradient
+    Normalization for Adaptive Loss Balancing in Deep Multitask Networks*, ICML 2018, arXiv 1711.02257, equation 2 and
+    Algorithm 1):
 
     $$\sum_t w_t g_t, \qquad L = \sum_t \Big| w_t \|g_t\| - \bar G\, r_t^\alpha \Big|, \quad
     \bar G = \operatorname{mean}_t w_t \|g_t\|, \quad r_t = \frac{\ell_t / \ell_t^0}{\operatorname{mean}_s \ell_s / \ell_s^0},$$
 
-    where $w$ follows $-\nabla_w L$ with $\bar G r_t^\alpha$ held constant, after the update of the model, and $\ell_t^0$ is
-    the loss of the task's first balanced step, $\ell_t$ today's, neither transformed. Norms are those of the whole gradient
-    of the shared parameters; the paper takes one layer. The heads follow their own gradients without a weight, as in LibMTL.
+    where $w$ follows $-\nabla_w L$ with $\bar G r_t^\alpha$ held constant, after the update of the model, and
+    $\ell_t^0$ is the loss of the task's first balanced step, $\ell_t$ today's, neither transformed. Norms are those of
+    the whole gradient of the shared parameters; the paper takes one layer. The heads follow their own gradients
+    without a weight, as in LibMTL.
 
     A step without some of the tasks compares the tasks present, and leaves what is learned of the others.
 
     Args:
         alpha (`float`, *optional*, defaults to 1.5):
-            $\alpha$, how strongly the rates are pulled together. The paper's for NYUv2; 0.12 for its symmetric toy problem.
+            $\alpha$, how strongly the rates are pulled together. The paper's for NYUv2; 0.12 for its symmetric toy
+            problem.
         parametrization (`str`, *optional*, defaults to `"softmax"`):
-            `"softmax"`: $w = T \operatorname{softmax}(s)$, and $s$ is learned, as in LibMTL; the weights stay positive.
-            `"paper"`: $w$ itself is learned, and scaled to the sum $T$ after each step; kept positive, of which the paper
-            does not speak.
+            `"softmax"`: $w = T \operatorname{softmax}(s)$, and $s$ is learned, as in LibMTL; the weights stay
+            positive. `"paper"`: $w$ itself is learned, and scaled to the sum $T$ after each step; kept positive, of
+            which the paper does not speak.
         learning_rate (`float`, *optional*, defaults to 0.025):
             The learning rate of the weights, the paper's for NYUv2.
         optimizer (`str`, *optional*, defaults to `"sgd"`):

@@ -19,15 +19,16 @@ EPSILON = 1e-8  # the authors' code's, in the norm
 class MoCo(CoordinateWeighting):
     r"""
     Multi-objective gradient correction tracks every task's gradient and lets the weights follow the least norm of the
-    combination slowly (*Mitigating Gradient Bias in Multi-objective Learning: A Provably Convergent Approach*, ICLR 2023,
-    arXiv 2210.12624, Algorithm 1, equations 5 and 6):
+    combination slowly (*Mitigating Gradient Bias in Multi-objective Learning: A Provably Convergent Approach*, ICLR
+    2023, arXiv 2210.12624, Algorithm 1, equations 5 and 6):
 
     $$y_t \leftarrow y_t - \beta_k (y_t - g_t), \qquad
     \lambda \leftarrow \Pi\big(\lambda - \gamma_k (Y Y^\top + \rho I) \lambda\big), \qquad \sum_t \lambda_t y_t,$$
 
-    with $\beta_k = \beta / k^{\beta\text{-decay}}$ and $\gamma_k = \gamma / k^{\gamma\text{-decay}}$ over the balanced steps
-    $k = 1, 2, \dots$, $y$ from zero and $\lambda$ from $1/T$. The defaults are those of the authors' code, which LibMTL
-    carries; it departs from the paper's Algorithm 1 in two places, each an option: `normalize` and `projection`.
+    with $\beta_k = \beta / k^{\beta\text{-decay}}$ and $\gamma_k = \gamma / k^{\gamma\text{-decay}}$ over the balanced
+    steps $k = 1, 2, \dots$, $y$ from zero and $\lambda$ from $1/T$. The defaults are those of the authors' code, which
+    LibMTL carries; it departs from the paper's Algorithm 1 in two places, each an option: `normalize` and
+    `projection`.
 
     The tracked gradients are a memory of the method's own, so `ema+moco` is refused. A step without some of the tasks
     balances the tasks present among themselves, and leaves what is kept of the others.
@@ -44,10 +45,11 @@ class MoCo(CoordinateWeighting):
         rho (`float`, *optional*, defaults to 0.0):
             $\rho$, what pulls the weights towards one another, zero or more.
         normalize (`bool`, *optional*, defaults to `True`):
-            Whether $g / (\|g\| + \epsilon) \cdot \ell$ takes the place of the gradient $g$, with the loss $\ell$ as it is (not
-            transformed), as in the authors' code. `False` is the paper's Algorithm 1.
+            Whether $g / (\|g\| + \epsilon) \cdot \ell$ takes the place of the gradient $g$, with the loss $\ell$ as it
+            is (not transformed), as in the authors' code. `False` is the paper's Algorithm 1.
         projection (`str`, *optional*, defaults to `"softmax"`):
-            $\Pi$: `"softmax"` as in the authors' code, or `"simplex"`, the Euclidean projection of the paper's Algorithm 1.
+            $\Pi$: `"softmax"` as in the authors' code, or `"simplex"`, the Euclidean projection of the paper's
+            Algorithm 1.
     """
 
     needs = "gramian"

@@ -14,7 +14,7 @@ def holds(balancer: Balancer) -> frozenset[str]:
     Which of the `PROPERTIES` hold for a balancer.
 
     A transform puts a positive factor on each gradient, which leaves what a weighting has of rotations, conflicts and
-    scales; a memory keeps rotations and scales, but not conflicts, since what it hands on is not the gradient of the step.
+    scales. A memory keeps rotations and scales, but not conflicts: what it hands on is not the gradient of the step.
     """
     transform, memory, weighting = balancer.transform, balancer.memory, balancer.weighting
     parts = [part for part in (transform, memory, weighting) if part is not None]

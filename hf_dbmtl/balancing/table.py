@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from .aligned_mtl import AlignedMTL
+from .auto_lambda import AutoLambda
 from .balancer import Balancer
 from .cagrad import CAGrad
 from .config import ConFIG
@@ -27,6 +28,7 @@ from .imtl_g import IMTLG
 from .imtl_l import IMTLL
 from .mgda import MGDA
 from .moco import MoCo
+from .moml import MOML
 from .nash_mtl import NashMTL
 from .pcgrad import PCGrad
 from .rlw import RLW
@@ -48,6 +50,8 @@ TRANSFORMS: dict[str, type] = {
     "imtl_l": IMTLL,
     "famo": FAMO,
     "stch": STCH,
+    "auto_lambda": AutoLambda,
+    "moml": MOML,
 }
 MEMORIES: dict[str, type] = {"ema": EMA}
 WEIGHTINGS: dict[str, type] = {

@@ -28,6 +28,8 @@ class LossTransform(Part):
     looks_again: ClassVar[bool] = False
     # Whether `scale` is anything but 1.
     coupled: ClassVar[bool] = False
+    # Whether `late` follows from all losses, so that every gradient has to be kept to the end of the step.
+    entangled: ClassVar[bool] = False
 
     def begin(self, step: int, epoch: int = 0) -> None:
         """Told at the beginning of what is going to be balanced step `step` (from 1), in `epoch` (from 0), unless skipped."""
@@ -56,6 +58,10 @@ class LossTransform(Part):
         Told the loss of a task that is present, as it comes: the factor by which whatever came before has to be multiplied
         for [`~LossTransform.scale`] to be common to all. A sum of exponentials is kept relative to the largest so far.
         """
+        return 1.0
+
+    def late(self, task: str) -> float:
+        """A factor of the task's own that is known at the end of the step only, where `needs` is `"validation"` or `entangled`."""
         return 1.0
 
     def check(self, task: str, loss: float) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -15,7 +14,7 @@ from hf_dbmtl_cli import CommandError
 from ..configuration import check_task_name
 from ..training_args import MultiTaskTrainingArguments
 from .settings import Setting, TrainSettings, settings_of
-from .values import fit, nearest, takes_mapping
+from .values import alternatives, fit, nearest, takes_mapping
 from .yaml_file import load_yaml, parse_yaml
 
 
@@ -44,13 +43,16 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> tuple[TrainSettings
     """
     known = run_settings() | training_settings()
     merged = _check(load_yaml(path), known, f"{path}: ")
-    for keys, tokens in _split(overrides):
-        _override(merged, keys, tokens, known, path)
+    for keys, words in _split(overrides):
+        _override(merged, known, keys, words, "command line: --")
     own = {name: merged.pop(name) for name in run_settings() if name in merged}
     settings = _build(TrainSettings, own, path, "")
     if not settings.tasks:
         raise CommandError(f"{path}: `tasks` must name one task at least.")
-    return settings, _training_arguments(merged, path)
+    for name in ("max_length", "max_train_samples", "max_eval_samples"):
+        if (count := getattr(settings, name)) is not None and count < 1:
+            raise CommandError(f"{path}: {name}: it must be 1 or more, and is {count}.")
+    return settings, _training_arguments(merged, f"{path} and the command line" if overrides else path)
 
 
 @cache
@@ -64,6 +66,7 @@ def training_settings() -> dict[str, Setting]:
     known = settings_of(MultiTaskTrainingArguments)
     # `true` stands for the newest checkpoint in the output folder
     known["resume_from_checkpoint"] = replace(known["resume_from_checkpoint"], hint=str | bool | None)
+    known["parallelism_config"] = replace(known["parallelism_config"], hint=type(None))  # an object, and refused anyway
     return known
 
 
@@ -100,22 +103,22 @@ def _check_task(name: Any, value: Any, group: type, where: str) -> dict[str, Any
 
 def _hint(name: Any, value: Any, known: Mapping[str, Setting]) -> str:
     """What an unknown setting may have been meant for."""
-    top = run_settings() | training_settings()
+    run = run_settings() | training_settings()
+    at_top = known.keys() == run.keys()
     if near := nearest(name, known):
         return near
-    if known.keys() != top.keys():
-        elsewhere = name in top
-        listed = f": the settings here are {', '.join(known)}."
-        return f": it is a setting of the whole run, to stand at the top of the file, without indentation{listed if not elsewhere else '.'}" if elsewhere else listed
-    if isinstance(value, Mapping) and set(value) & set(top):
-        return f": put {', '.join(one for one in value if one in top)} at the top of the file, without '{name}:' above."
-    task = run_settings()["tasks"].group_by_name
-    if name in settings_of(task):
+    if not at_top and name in run:
+        return ": it is a setting of the whole run, to stand at the top of the file, without indentation."
+    if not at_top:
+        return f": those here are {', '.join(known)}."
+    if isinstance(value, Mapping) and (inside := [one for one in value if one in run]):
+        return f": put {', '.join(inside)} at the top of the file, without '{name}:' above."
+    if name in settings_of(run["tasks"].group_by_name):
         return ": it is a setting of a task, to stand below the task's name."
     return ": `hf-dbmtl train --help_all` lists them."
 
 
-def _split(overrides: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
+def _split(overrides: Sequence[str]) -> list[tuple[list[str], list[str]]]:
     """The settings on the command line, each as the keys that lead to it and the words of its value."""
     found: list[tuple[list[str], list[str]]] = []
     for word in overrides:
@@ -127,26 +130,91 @@ def _split(overrides: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
             found[-1][1].append(word)
         else:
             raise CommandError(f"command line: {word!r} stands before any setting: write --name value.")
-    return iter(found)
+    return found
 
 
 def _override(
-    merged: dict[str, Any], keys: list[str], words: list[str], known: Mapping[str, Setting], path: str
+    values: dict[str, Any], known: Mapping[str, Setting], keys: Sequence[str], words: Sequence[str], where: str
 ) -> None:
     """Puts a setting of the command line into those of the file."""
-    where, target, setting = "command line: --" + ".".join(keys), merged, None
-    for depth, key in enumerate(keys):
-        if depth:
-            inside = target.get(keys[depth - 1])
-            target[keys[depth - 1]] = target = dict(inside) if isinstance(inside, Mapping) else {}
-        if known is None:  # inside a free mapping, such as `balancer_kwargs`
-            continue
-        if key not in known:
-            before = "command line: --" + "".join(f"{one}." for one in keys[:depth])
-            raise CommandError(f"{before}{key}: there is no such setting{_hint(key, None, known)}")
-        setting = known[key]
-        if depth + 1 == len(keys):
-            break
-        known = _within(setting, target.get(key), keys[depth + 1], where, path)
-    free = known is None
-    target[keys[-1]] = _read_words(words, Setting(Any, None, "", None, False) if free else setting, where)
+    key, *rest = keys
+    if key not in known:
+        raise CommandError(f"{where}{key}: there is no such setting{_hint(key, None, known)}")
+    setting, here = known[key], f"{where}{key}"
+    if not rest:
+        values[key] = _read_words(words, setting, here)
+        return
+    inside = dict(values[key]) if isinstance(values.get(key), Mapping) else {}
+    group = setting.group
+    if setting.group_by_name is not None:
+        name, *deeper = rest
+        if name not in inside:
+            listed = f"; the file has {', '.join(inside)}." if inside else "; the file has none."
+            raise CommandError(f"{here}.{name}: there is no such task{nearest(name, inside) or listed}")
+        if deeper:
+            _override(inside[name], settings_of(setting.group_by_name), deeper, words, f"{here}.{name}.")
+        else:
+            inside[name] = _check_task(name, _parse(words), setting.group_by_name, here)
+    elif group is not None:
+        _override(inside, settings_of(group), rest, words, f"{here}.")
+    elif takes_mapping(setting.hint):
+        target = inside
+        for one in rest[:-1]:
+            target[one] = target = dict(target[one]) if isinstance(target.get(one), Mapping) else {}
+        target[rest[-1]] = _parse(words)
+    else:
+        raise CommandError(f"{here}.{'.'.join(rest)}: `{key}` has no settings within.")
+    values[key] = inside
+
+
+def _read_words(words: Sequence[str], setting: Setting, where: str) -> Any:
+    """A value of the command line, of whatever kind the setting takes: `5` is a string for one that takes strings."""
+    candidates = [_parse(words), *words, list(words)] if len(words) == 1 else [_parse(words), list(words)]
+    errors = []
+    for candidate in candidates:
+        try:
+            return _check_value(candidate, setting, where)
+        except CommandError as error:
+            errors.append(error)
+    raise errors[1 if len(words) == 1 and str in alternatives(setting.hint) else 0]
+
+
+def _parse(words: Sequence[str]) -> Any:
+    """No word is `true`, one the value it stands for in YAML, several a list."""
+    values = []
+    for word in words:
+        try:
+            values.append(parse_yaml(word))
+        except yaml.YAMLError:
+            values.append(word)
+    return values if len(values) > 1 else values[0] if values else True
+
+
+def _build(cls: type, values: Mapping[str, Any], path: str, where: str) -> Any:
+    """The dataclass that checked settings describe."""
+    known = settings_of(cls)
+    for name, setting in known.items():
+        if setting.required and values.get(name) is None:
+            raise CommandError(f"{path}: {where}{name} is missing: {setting.help[0].lower()}{setting.help[1:]}")
+    made = {}
+    for name, value in values.items():
+        group, by_name = known[name].group, known[name].group_by_name
+        if by_name is not None and isinstance(value, Mapping):
+            made[name] = {key: _build(by_name, one, path, f"{where}{name}.{key}.") for key, one in value.items()}
+        else:
+            nested = group is not None and isinstance(value, Mapping)
+            made[name] = _build(group, value, path, f"{where}{name}.") if nested else value
+    return cls(**made)
+
+
+def _training_arguments(values: dict[str, Any], path: str) -> MultiTaskTrainingArguments:
+    for name, meant in FIXED.items():
+        if values.pop(name, meant) != meant:
+            raise CommandError(f"{path}: {name} cannot be changed: `hf-dbmtl train` trains, and then evaluates.")
+    evaluates_as_it_logs = values.get("eval_strategy") == "steps" and "eval_steps" not in values
+    if not evaluates_as_it_logs:
+        values.setdefault("logging_steps", LOGGING_STEPS)
+    try:
+        return MultiTaskTrainingArguments(**values)
+    except (TypeError, ValueError, ImportError) as error:
+        raise CommandError(f"{path}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
@@ -60,7 +61,8 @@ def fit(value: Any, hint: Any, choices: Iterable[Any] | None = None) -> Any:
         elif int in kinds and isinstance(value, float) and value.is_integer():
             value = int(value)
         else:
-            raise ValueError(f"must be {_describe(kinds)}, and is {value!r}{_quotes(value, kinds)}")
+            shown = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+            raise ValueError(f"must be {_describe(kinds)}, and is {shown}{_quotes(value, kinds)}")
     names = [choice.value for kind in kinds if _is_enum(kind) for choice in kind] or list(choices or ())
     if names and value is not None and value not in names:
         listed = f" It is one of {', '.join(map(str, names))}." if len(names) <= SHOWN else ""

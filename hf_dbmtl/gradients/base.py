@@ -145,6 +145,10 @@ class Gradients(ABC):
                 of the parameter, where the piece starts in it (flattened), and the piece.
         """
 
+    @abstractmethod
+    def summed(self, heads: GradientVector) -> GradientVector:
+        """The gradient of the heads, the parts of all processes added up. Every process must call it."""
+
     def zero(self) -> tuple[GradientVector, GradientVector]:
         """Zero vectors of the shared parameters and of the heads, nothing reached."""
         return GradientVector([None] * len(self.shared)), GradientVector([None] * len(self.heads))

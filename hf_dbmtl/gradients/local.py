@@ -40,6 +40,9 @@ class LocalGradients(Gradients):
             for parameter, tensor in zip(parameters.values(), vector.tensors):
                 parameter.grad = None if tensor is None else tensor.to(parameter.dtype)
 
+    def summed(self, heads: GradientVector) -> GradientVector:
+        return heads
+
     def full(self, vector: GradientVector) -> list[Tensor | None]:
         return list(vector.tensors)
 

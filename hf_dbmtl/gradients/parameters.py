@@ -90,12 +90,17 @@ def _rule(
         if not isinstance(entry, str):
             raise TypeError(f"`shared_parameters` holds a {type(entry).__name__}: give the names of parameters or modules.")
         if not any(_under(name, entry) for name in names):
-            near = difflib.get_close_matches(entry, names, n=3)
+            near = difflib.get_close_matches(entry, _names_and_prefixes(names), n=3)
             raise ValueError(
                 f"shared_parameters names '{entry}', and no parameter or module of {type(model).__name__} is called so"
                 + (f"; did you mean {' or '.join(near)}?" if near else ".")
             )
     return lambda name, parameter: any(_under(name, entry) for entry in shared_parameters)
+
+
+def _names_and_prefixes(names: Sequence[str]) -> list[str]:
+    words = [name.split(".") for name in names]
+    return list(dict.fromkeys(".".join(parts[:length]) for parts in words for length in range(1, len(parts) + 1)))
 
 
 def _under(name: str, entry: str) -> bool:

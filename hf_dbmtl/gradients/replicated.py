@@ -243,11 +243,14 @@ class ReplicatedGradients(Gradients):
     def write(self, shared: SliceVector, heads: GradientVector, loss_scale: float = 1.0) -> None:
         for parameter, tensor in zip(self.shared.values(), self.full(shared.mul_(loss_scale))):
             parameter.grad = None if tensor is None else tensor.to(parameter.dtype)
-        tensors = [tensor for tensor in heads.mul_(loss_scale).tensors if tensor is not None]
-        summed = iter(())
-        if tensors:
-            flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-            dist.all_reduce(flat)
-            summed = iter(flat.split([tensor.numel() for tensor in tensors]))
-        for parameter, tensor in zip(self.heads.values(), heads.tensors):
-            parameter.grad = None if tensor is None else next(summed).view_as(parameter).to(parameter.dtype)
+        for parameter, tensor in zip(self.heads.values(), self.summed(heads.mul_(loss_scale)).tensors):
+            parameter.grad = None if tensor is None else tensor.to(parameter.dtype)
+
+    def summed(self, heads: GradientVector) -> GradientVector:
+        tensors = [tensor for tensor in heads.tensors if tensor is not None]
+        if not tensors:
+            return heads
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat)
+        pieces = iter(flat.split([tensor.numel() for tensor in tensors]))
+        return GradientVector([None if tensor is None else next(pieces).view_as(tensor) for tensor in heads.tensors])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from catalogue import Item, draw, flat, play, vector
+from cases import Item, draw, flat, play, vector
 from torchjd.aggregation import ExcessMTLWeighting
 
 from hf_dbmtl.balancing import make_balancer

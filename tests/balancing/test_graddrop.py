@@ -18,7 +18,9 @@ ROWS = torch.randn(3, 40, generator=torch.Generator().manual_seed(0), dtype=torc
 TASKS = ["a", "b", "c"]
 
 
-def update(rows: torch.Tensor = ROWS, seed: int = 0, step: int = 1, cut: int = 10, weights: dict | None = None, **options):
+def update(
+    rows: torch.Tensor = ROWS, seed: int = 0, step: int = 1, cut: int = 10, weights: dict | None = None, **options
+) -> torch.Tensor:
     """The update of one step, of a gradient that is two parameters, the first of `cut` entries."""
     balancer = make_balancer("graddrop", options, weights).setup(TASKS, seed)
     balancer.steps = step - 1

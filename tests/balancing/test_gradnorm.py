@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from catalogue import distance, draw, play
+from cases import change, distance, draw, play
 
 from hf_dbmtl.balancing import make_balancer
 
@@ -44,17 +46,17 @@ def test_steps(parametrization: str, optimizer: str) -> None:
     found, factors = play(make_balancer("gradnorm", options).setup(TASKS), STEPS)
     torch.testing.assert_close(found, expected(**options), rtol=1e-10, atol=1e-10)
     assert all(sum(one.values()) == pytest.approx(3.0) for one in factors)
-    others = {"alpha": 3.0, "parametrization": "paper" if parametrization == "softmax" else "softmax", "learning_rate": 0.02}
-    for name, value in others.items():
+    another = "paper" if parametrization == "softmax" else "softmax"
+    for name, value in {"alpha": 3.0, "parametrization": another, "learning_rate": 0.02}.items():
         other = play(make_balancer("gradnorm", {**options, name: value}).setup(TASKS), STEPS)[0]
         assert distance(other, found) > 1e-3, f"{name} makes no difference"
 
 
 def test_weights_stay_positive_under_large_gradients() -> None:
-    large = [{task: type(item)(item.loss, 1e4 * item.gradient, item.later) for task, item in step.items()} for step in STEPS]
+    large = change(STEPS, lambda task, item: replace(item, gradient=1e4 * item.gradient))
     for parametrization in ("softmax", "paper"):
-        balancer = make_balancer("gradnorm", {"parametrization": parametrization}).setup(TASKS)
-        assert all(min(one.values()) >= 0 and sum(one.values()) == pytest.approx(3.0) for one in play(balancer, large)[1])
+        _, factors = play(make_balancer("gradnorm", {"parametrization": parametrization}).setup(TASKS), large)
+        assert all(min(one.values()) >= 0 and sum(one.values()) == pytest.approx(3.0) for one in factors)
 
 
 @pytest.mark.parametrize("parametrization", ["softmax", "paper"])
@@ -66,15 +68,17 @@ def test_first_loss_of_a_task_is_that_of_its_first_step(parametrization: str) ->
 
 
 def test_losses_that_cannot_be_compared() -> None:
-    zero = {task: type(item)(0.0, item.gradient, 0.0) for task, item in STEPS[0].items()}
-    found, _ = play(make_balancer("gradnorm").setup(TASKS), [zero, *STEPS])
+    zero = change(STEPS[:1], lambda task, item: replace(item, loss=0.0))
+    found, _ = play(make_balancer("gradnorm").setup(TASKS), [*zero, *STEPS])
     assert all(update.isfinite().all() for update in found)
-    negative = {task: type(item)(-1.0, item.gradient, 0.0) for task, item in STEPS[0].items()}
+    negative = change(STEPS[:1], lambda task, item: replace(item, loss=-1.0))
     with pytest.raises(ValueError, match="Task 't0': its loss is -1, and GradNorm"):
-        play(make_balancer("gradnorm").setup(TASKS), [negative])
+        play(make_balancer("gradnorm").setup(TASKS), negative)
 
 
-@pytest.mark.parametrize("options", [{"alpha": -1.0}, {"parametrization": "exp"}, {"optimizer": "lion"}, {"learning_rate": -1.0}])
+@pytest.mark.parametrize(
+    "options", [{"alpha": -1.0}, {"parametrization": "exp"}, {"optimizer": "lion"}, {"learning_rate": -1.0}]
+)
 def test_a_wrong_option_is_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=f"`{next(iter(options))}`"):
         make_balancer("gradnorm", options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from catalogue import distance, draw, make, play
+from cases import distance, draw, make, play
 
 from hf_dbmtl.balancing import make_balancer
 from hf_dbmtl.balancing.moco import _project_onto_simplex
@@ -85,7 +85,9 @@ def test_a_second_memory_is_refused() -> None:
         make_balancer("log+ema+moco")
 
 
-@pytest.mark.parametrize("options", [{"beta": 0.0}, {"beta": 1.1}, {"gamma": -1.0}, {"rho": float("inf")}, {"projection": "l2"}])
+@pytest.mark.parametrize(
+    "options", [{"beta": 0.0}, {"beta": 1.1}, {"gamma": -1.0}, {"rho": float("inf")}, {"projection": "l2"}]
+)
 def test_a_wrong_option_is_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=f"`{next(iter(options))}`"):
         make_balancer("moco", options)

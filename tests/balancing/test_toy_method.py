@@ -83,7 +83,7 @@ FAULTS = {
     "does not save its state": (Forgetful, "state", "goes on differently"),
     "declares a memory and saves none": (Forgetful, "memory", "declares a memory, and saves nothing"),
     "draws from a generator of its own": (Unsteady, "random numbers", "draws by more than its seed"),
-    "an update that is not finite": (Infinite, "degenerate a zero gradient", "not finite"),
+    "an update that is not finite": (Infinite, "degenerate a zero gradient", "what is not finite"),
     "an error of somebody else": (Careless, "degenerate one task", "breaks with one task"),
 }
 

@@ -20,6 +20,7 @@ BALANCERS: dict[str, dict[str, Any]] = {
     "max_norm": {"balancer": "max_norm", "balancer_kwargs": {"alpha": "mean"}},
     "famo": {"balancer": "famo", "balancer_kwargs": {"optimizer": "sgd", "learning_rate": 1.0}},  # looks again
     "stch": {"balancer": "stch", "balancer_kwargs": {"mu": 5.0}},
+    "moml": {"balancer": "moml", "balancer_kwargs": {"optimizer": "sgd", "learning_rate": 0.1}},  # tunes on validation data
 }
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 ACCUMULATIONS = (1, 2)
@@ -48,7 +49,9 @@ def run_case(name: str, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]
         **BALANCERS[balancer],
     )
     # 20 rows do not fill three steps of 8, and with a fifth of the labels gone some process lacks some task now and then
-    trainer, steps = train(tiny_model(dtype=DTYPES[dtype]), args, tiny_data(rows=20, missing=0.2))
+    validation = tiny_data(rows=10, seed=70) if balancer == "moml" else None
+    data = tiny_data(rows=20, missing=0.2)
+    trainer, steps = train(tiny_model(dtype=DTYPES[dtype]), args, data, validation_dataset=validation)
     tensors = {f"{step} {key}": value for step, content in enumerate(steps) for key, value in content.items()}
     tensors["weights"] = torch.cat([value.detach().double().reshape(-1) for value in trainer.model.parameters()])
     record = {"losses": [record["loss"] for record in trainer.state.log_history if "loss" in record]}

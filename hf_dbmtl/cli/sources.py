@@ -1,0 +1,176 @@
+"""Where the rows of a task come from: the Hub, a file, a folder."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+
+from hf_dbmtl_cli import CommandError
+
+from .settings import DataFiles, DatasetSettings, Splits, TaskSettings
+from .values import nearest
+
+
+__all__ = ["as_list", "load_rows", "sample"]
+
+BUILDERS = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".arrow": "arrow",
+}
+EVAL_SPLITS = ("eval", "validation", "test")
+SEED = 0  # of what is held out or drawn: the same rows whatever the seed of the run, so that runs can be compared
+
+
+def load_rows(task: str, settings: TaskSettings) -> tuple[Dataset, Dataset | None]:
+    """
+    The rows of a task, to train on and to evaluate on (`None` where there is to be no evaluation), with the columns that
+    its settings name.
+
+    Args:
+        task (`str`):
+            The name of the task, for errors.
+        settings ([`TaskSettings`]):
+            Its settings.
+
+    Raises:
+        [`CommandError`]: data that are not there, cannot be read, or lack a split or a column.
+    """
+    source = settings.dataset
+    if source.eval_fraction is not None and not 0 <= source.eval_fraction < 1:
+        raise _error(task, f"eval_fraction must be in [0, 1), and is {source.eval_fraction}.")
+    load = _loader(task, source)
+    try:
+        train, evaluation = _splits(task, source, load)
+        if evaluation is None and source.eval_fraction:
+            train, evaluation = train.train_test_split(test_size=source.eval_fraction, seed=SEED).values()
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise _error(task, f"{_describe(source)} could not be loaded: {_cause(error)}") from error
+    columns = [*as_list(settings.text), *as_list(settings.label)]
+    return _select(task, train, columns), None if evaluation is None else _select(task, evaluation, columns)
+
+
+def as_list(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def sample(rows: Dataset, count: int | None) -> Dataset:
+    """`count` rows drawn at random, always the same: files are often sorted, and the first rows then of one class."""
+    if count is None or count >= len(rows):
+        return rows
+    return rows.shuffle(seed=SEED).select(range(count))
+
+
+# What loads a split by its name, or with `None` all of them, by name.
+Loader = Callable[[str | None], Any]
+
+
+def _loader(task: str, source: DatasetSettings) -> Loader:
+    if source.path is None and source.data_files is None:
+        raise _error(task, "its dataset has neither `path` nor `data_files`: one of them says where the data are.")
+    files = None
+    if isinstance(source.data_files, DataFiles):
+        files = {name: as_list(value) for name, value in vars(source.data_files).items() if value is not None}
+    elif source.data_files is not None:
+        files = {"train": as_list(source.data_files)}
+    folder = Path(source.path or "")
+    if source.path is None or folder.is_file():
+        if source.path is not None and files is not None:
+            raise _error(task, f"its path {source.path} is a file: give `path` or `data_files`, not both.")
+        return _files_loader(task, source, files or {"train": [source.path]})
+    if folder.is_dir() and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return partial(_saved_split, source.path)
+    if not folder.is_dir() and (folder.suffix in BUILDERS or source.path.startswith((".", "/", "~"))):
+        raise _error(task, f"there is no file or folder {source.path} (seen from {Path.cwd()}).")
+    if source.delimiter is not None:
+        raise _error(task, "`delimiter` is for local csv files: name them in `data_files`, or leave it out.")
+    return lambda split: load_dataset(
+        source.path, source.name, data_files=files, split=split, revision=source.revision
+    )
+
+
+def _files_loader(task: str, source: DatasetSettings, files: Mapping[str, list[str]]) -> Loader:
+    for name in ("name", "revision"):
+        if getattr(source, name) is not None:
+            raise _error(task, f"`{name}` belongs to a dataset of the Hub, and has no meaning for files: leave it out.")
+    patterns = [pattern for group in files.values() for pattern in group]
+    for pattern in patterns:
+        if "://" not in pattern and not glob.glob(pattern, recursive=True):
+            raise _error(task, f"there is no file {pattern} (seen from {Path.cwd()}).")
+    suffixes = {Path(pattern).suffix.lower() for pattern in patterns}
+    builders = {BUILDERS.get(suffix) for suffix in suffixes}
+    if None in builders or len(builders) > 1:
+        found = ", ".join(sorted(suffix or "nothing" for suffix in suffixes))
+        raise _error(task, f"its files end in {found}: give files of one kind, {', '.join(BUILDERS)}.")
+    (builder,) = builders
+    options: dict[str, Any] = {}
+    if builder == "csv":
+        options["delimiter"] = source.delimiter or ("\t" if suffixes == {".tsv"} else ",")
+    elif source.delimiter is not None:
+        raise _error(task, f"`delimiter` is for csv files, and these are {builder}: leave it out.")
+    return lambda split: load_dataset(builder, data_files=dict(files), split=split, **options)
+
+
+def _saved_split(path: str, split: str | None) -> Any:
+    """Of what `save_to_disk` wrote."""
+    saved = load_from_disk(path)
+    saved = saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
+    if split is not None and split not in saved:
+        raise ValueError(f"it has no split '{split}', only {', '.join(saved)}")
+    return saved if split is None else saved[split]
+
+
+def _splits(task: str, source: DatasetSettings, load: Loader) -> tuple[Dataset, Dataset | None]:
+    wanted = source.split or Splits()
+    named = wanted.eval or (isinstance(source.data_files, DataFiles) and source.data_files.eval)
+    if named and source.eval_fraction is not None:
+        raise _error(task, "both `eval_fraction` and what to evaluate on are given: leave one out.")
+    every = load(None) if wanted.train is None or wanted.eval is None else {}
+    if wanted.train is None and "train" not in every:
+        raise _error(task, f"{_describe(source)} has no split 'train', only {', '.join(every)}: name it in split.train.")
+    train = every["train"] if wanted.train is None else load(wanted.train)
+    if wanted.eval is not None:
+        return train, load(wanted.eval)
+    if source.eval_fraction is not None:
+        return train, None
+    found = next((name for name in EVAL_SPLITS if name in every), None)
+    if found is None:
+        raise _error(
+            task,
+            f"{_describe(source)} has nothing to evaluate on (its splits: {', '.join(every)}). Name what has (split.eval or "
+            "data_files.eval), hold out a share of the training rows (eval_fraction: 0.1), or do without (eval_fraction: 0).",
+        )
+    return train, every[found]
+
+
+def _select(task: str, rows: Dataset, columns: Sequence[str]) -> Dataset:
+    for column in columns:
+        if column not in rows.column_names:
+            hint = nearest(column, rows.column_names) or "."
+            raise _error(task, f"its data have no column '{column}'{hint} Their columns are {', '.join(rows.column_names)}.")
+    return rows.select_columns(list(dict.fromkeys(columns)))
+
+
+def _describe(source: DatasetSettings) -> str:
+    files = source.data_files.train if isinstance(source.data_files, DataFiles) else source.data_files
+    return "its dataset " + (source.path or ", ".join(as_list(files))) + (f" ({source.name})" if source.name else "")
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong at the bottom: `datasets` says no more than that a dataset could not be generated."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _error(task: str, message: str) -> CommandError:
+    return CommandError(f"Task '{task}': {message}")
