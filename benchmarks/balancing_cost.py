@@ -42,12 +42,11 @@ def make_gradients(tasks: int, size: int, parameters: int) -> dict[str, list[tor
     """Gradients of `size` entries in `parameters` tensors, with a direction in common."""
     generator = torch.Generator().manual_seed(0)
     common = torch.randn(size, generator=generator)
-    return {
-        f"task{t}": list(
-            (10.0 ** (t / max(tasks - 1, 1)) * (0.3 * common + torch.randn(size, generator=generator))).chunk(parameters)
-        )
-        for t in range(tasks)
-    }
+    rows = {}
+    for t in range(tasks):
+        row = 0.3 * common + torch.randn(size, generator=generator)
+        rows[f"task{t}"] = list((10.0 ** (t / max(tasks - 1, 1)) * row).chunk(parameters))
+    return rows
 
 
 def step(balancer: Balancer, losses: dict[str, float], rows: dict[str, list[torch.Tensor]]) -> float:
@@ -58,6 +57,9 @@ def step(balancer: Balancer, losses: dict[str, float], rows: dict[str, list[torc
     for task, gradient in vectors.items():
         factor = balancer.derivative(task, torch.tensor(losses[task]))
         balancer.take(task, losses[task], gradient.mul_(factor))
+    if balancer.validates:  # as if the validation gradients were those of the tasks
+        balancer.planned()
+        balancer.tune(torch.stack([balancer.products(gradient) for gradient in vectors.values()]), 1e-3)
     balancer.balance()
     if balancer.looks_again:
         balancer.look_again({task: 0.99 * loss for task, loss in losses.items()})
@@ -112,7 +114,7 @@ def about(options: argparse.Namespace) -> dict:
         "command": " ".join(["python benchmarks/balancing_cost.py", *sys.argv[1:]]),
         "commit": commit,
         "date": datetime.date.today().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}, {options.threads} torch threads",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, CPU, {options.threads} torch threads",
         "versions": versions,
         "size": options.size,
     }

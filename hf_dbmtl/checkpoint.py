@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers.trainer import OPTIMIZER_NAME
 from transformers.utils import logging
 
-from .balancing import Balancer
+from .balancing import Balancer, describe_balancer
 from .gradients import Gradients
 from .training_args import MultiTaskTrainingArguments
 
@@ -118,4 +118,5 @@ def load_balancer(folder: str, balancer: Balancer, gradients: Gradients, args: M
 
 
 def _description(args: MultiTaskTrainingArguments) -> dict[str, str]:
-    return {"balancer": str(args.balancer), "balancer_kwargs": json.dumps(args.balancer_kwargs or {}, sort_keys=True)}
+    options = json.dumps(args.balancer_kwargs or {}, sort_keys=True)
+    return {"balancer": describe_balancer(args.balancer), "balancer_kwargs": options}

@@ -6,7 +6,12 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 from torch import Tensor
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, SequenceFeatureExtractor, default_data_collator
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    SequenceFeatureExtractor,
+    default_data_collator,
+)
 
 from .tasks import Task
 
@@ -36,8 +41,8 @@ class JointCollator:
         for task, batch in joint.items():
             if not isinstance(batch, Mapping):
                 raise TypeError(
-                    f"Task '{task}': its collator made a {type(batch).__name__} of its rows and must make a dictionary, such as "
-                    "{'input_ids': ..., 'labels': ...}: the keywords of the model's forward."
+                    f"Task '{task}': its collator made a {type(batch).__name__} of its rows and must make a "
+                    "dictionary, such as {'input_ids': ..., 'labels': ...}: the keywords of the model's forward."
                 )
         return joint
 
@@ -66,11 +71,14 @@ class TaskCollator:
         for row in examples:
             if not isinstance(row, Mapping):
                 raise TypeError(
-                    f"Task '{self.name}': a row of its dataset is a {type(row).__name__} and must be a dictionary of columns, "
-                    "such as {'input_ids': ..., 'labels': ...}: let the dataset return these, or pass a `data_collator`."
+                    f"Task '{self.name}': a row of its dataset is a {type(row).__name__} and must be a dictionary of "
+                    "columns, such as {'input_ids': ..., 'labels': ...}: let the dataset return these, or pass a "
+                    "`data_collator`."
                 )
         column = next((column for column in LABEL_COLUMNS if any(column in row for row in examples)), None)
-        batch = self._inputs([{key: value for key, value in row.items() if key not in LABEL_COLUMNS} for row in examples])
+        batch = self._inputs(
+            [{key: value for key, value in row.items() if key not in LABEL_COLUMNS} for row in examples]
+        )
         if column is not None:
             labels, length = [row.get(column) for row in examples], None
             if self.task.level == "token":
@@ -88,30 +96,34 @@ class TaskCollator:
                 pads = isinstance(self.collate_inputs, DataCollatorWithPadding)
                 raise ValueError(
                     f"Task '{self.name}': its rows cannot be put into one batch: {error}"
-                    + ("" if pads else " Rows of different lengths need a `processing_class` that pads, such as the tokenizer.")
+                    + (
+                        ""
+                        if pads
+                        else " Rows of different lengths need a `processing_class` that pads, such as the tokenizer."
+                    )
                 ) from error
         if not batch:  # a text counts for nothing: what stacks numbers passes over it
             raise ValueError(
-                f"Task '{self.name}': its rows hold no column that the model takes as an input: tokenize the texts first, or "
-                "rename the columns."
+                f"Task '{self.name}': its rows hold no column that the model takes as an input: tokenize the texts "
+                "first, or rename the columns."
             )
         return batch
 
 
 def check_alignment(name: str, labels: Sequence[Any], tokens: Sequence[Any]) -> None:
-    """Refuses labels of a token-level task that do not stand one to one beside the tokens, such as one label per word."""
+    """Refuses labels of a token-level task that do not stand one to one beside the tokens: one per word, say."""
     for given, ids in zip(labels, tokens):
         if given is not None and ids is not None and isinstance(given, Sized) and len(given) != len(ids):
             raise ValueError(
-                f"Task '{name}': a row has {len(given)} labels and {len(ids)} tokens. Give a label to every token (-100 or None "
-                "where there is none), by the `word_ids()` of the tokenizer's output."
+                f"Task '{name}': a row has {len(given)} labels and {len(ids)} tokens. Give a label to every token "
+                "(-100 or None where there is none), by the `word_ids()` of the tokenizer's output."
             )
 
 
 class CheckedCollator:
     """
-    A user's collator for a declared task, whose labels are checked before they reach the model, where a class out of range
-    could end the process.
+    A user's collator for a declared task, whose labels are checked before they reach the model: on a GPU a class out of
+    range would end the process.
 
     Args:
         name (`str`):

@@ -95,8 +95,8 @@ def rows_per_step(
 class JointBatchSampler:
     """
     Yields the micro-batches of joint steps, as lists of indices into a [`JointDataset`]. A step's rows are fixed by the
-    seed, the epoch and the step alone and then dealt to its micro-batches, so that 1 process with 8 rows, 2 with 4 and 1
-    with 2 rows and 4 micro-batches see the same steps. Only whole steps are emitted; a task that has run out of rows
+    seed, the epoch and the step alone and then dealt to its micro-batches, so that 1 process with 8 rows, 2 with 4 and
+    1 with 2 rows and 4 micro-batches see the same steps. Only whole steps are emitted; a task that has run out of rows
     begins anew, in a new order, while others go on.
 
     Args:
@@ -105,15 +105,15 @@ class JointBatchSampler:
         rows (`Mapping[str, int]`):
             The rows of each task in a step, see [`rows_per_step`].
         parts (`int`, *optional*, defaults to 1):
-            The number of micro-batches in a step, over all processes. Micro-batch i of the epoch goes to process i modulo
-            the number of processes (accelerate deals them so).
+            The number of micro-batches in a step, over all processes. Micro-batch i of the epoch goes to process i
+            modulo the number of processes (accelerate deals them so).
         strategy (`str`, *optional*, defaults to `"random"`):
             The order of rows within a task: `"random"`, `"sequential"` or `"group_by_length"`.
         lengths (`Mapping[str, Sequence[int]]`, *optional*):
             The length of every row by task, for `"group_by_length"`.
         stopping_strategy (`str`, *optional*, defaults to `"all_exhausted"`):
-            An epoch ends when every row of every task has been seen (`"all_exhausted"`), or before any row would be seen
-            twice (`"first_exhausted"`).
+            An epoch ends when every row of every task has been seen (`"all_exhausted"`), or before any row would be
+            seen twice (`"first_exhausted"`).
         drop_last (`bool`, *optional*, defaults to `False`):
             With `"all_exhausted"`, leave out the last step of the epoch where the largest task does not fill it.
         seed (`int`, *optional*, defaults to 0):
@@ -162,7 +162,7 @@ class JointBatchSampler:
             for position, task in enumerate(self.sizes):
                 count = self.rows[task]
                 indices = [starts[position] + row for row in itertools.islice(orders[position], count)]
-                # where the rows do not divide, who gets one more goes by turns: small tasks would crowd into one micro-batch
+                # where the rows do not divide, the one more goes by turns: small tasks would crowd into one micro-batch
                 shift = position % self.parts
                 cuts = [(j * count + shift) // self.parts for j in range(self.parts + 1)]
                 for part, start, end in zip(parts, cuts, cuts[1:]):

@@ -40,8 +40,8 @@ def check_names(what: str, names: Collection[str], tasks: Sequence[str], complet
     missing = [task for task in tasks if task not in names]
     if complete and missing:
         raise ValueError(
-            f"{what} has nothing for the task{'s' if len(missing) > 1 else ''} {missing}: give a dataset for every task of the "
-            "model, or take the task out of it with `model.remove_task(name)`."
+            f"{what} has nothing for the task{'s' if len(missing) > 1 else ''} {missing}: give a dataset for every "
+            "task of the model, or take the task out of it with `model.remove_task(name)`."
         )
 
 
@@ -74,11 +74,11 @@ def check_dataset(
         name (`str`):
             The name of the task.
         dataset (`Dataset`):
-            The dataset. The labels are read through here only where that is cheap, for a [`~datasets.Dataset`] without a
-            transform; others are checked as they are collated.
+            The dataset. The labels are read through here only where that is cheap, for a [`~datasets.Dataset`] without
+            a transform; others are checked as they are collated.
         task (`Task`, *optional*):
-            The task whose labels the dataset holds; `None` where they are somebody else's business, that of a user's module
-            or collator.
+            The task whose labels the dataset holds; `None` where they are somebody else's business, that of a user's
+            module or collator.
         columns (`Collection[str]`, *optional*):
             The columns that the model takes; `None` if it takes any.
 
@@ -87,7 +87,9 @@ def check_dataset(
         `ValueError`: for a dataset without rows, without inputs or without labels, or with impossible ones.
     """
     which = f"Task '{name}': its {split} dataset"
-    if isinstance(dataset, (torch.utils.data.IterableDataset, datasets.IterableDataset)) or not isinstance(dataset, Sized):
+    if isinstance(dataset, (torch.utils.data.IterableDataset, datasets.IterableDataset)) or not isinstance(
+        dataset, Sized
+    ):
         raise TypeError(
             f"{which} is a {type(dataset).__name__} and has no length. Joint batches need one: give a dataset with "
             "`__len__`, such as `datasets.Dataset.from_generator(...)`."
@@ -120,8 +122,8 @@ def _check_labels(split: str, which: str, name: str, dataset: datasets.Dataset, 
         if split != "train":
             return  # a dataset to predict on
         raise ValueError(
-            f"{which} has the columns {dataset.column_names} and none of {list(LABEL_COLUMNS)}: name the column of the labels "
-            "'labels', or leave the task out."
+            f"{which} has the columns {dataset.column_names} and none of {list(LABEL_COLUMNS)}: name the column of the "
+            "labels 'labels', or leave the task out."
         )
     tokens = ["input_ids"] if task.level == "token" and "input_ids" in dataset.column_names else []
     rows = dataset.select_columns([column, *tokens]).with_format(None)

@@ -63,8 +63,8 @@ class LoadingMixin:
         for task in self._own_collators:
             if not callable(given[task]) or isinstance(given[task], type):
                 raise TypeError(
-                    f"Task '{task}': its `data_collator` must be a function or an object that makes a batch of a list of rows, "
-                    f"and is {given[task]!r}."
+                    f"Task '{task}': its `data_collator` must be a function or an object that makes a batch of a list "
+                    f"of rows, and is {given[task]!r}."
                 )
         self.collators = {task: self._collator(task, given.get(task)) for task in self.tasks}
 
@@ -117,7 +117,7 @@ class LoadingMixin:
         return dataset.remove_columns([column for column in dataset.column_names if column not in columns])
 
     def get_train_dataloader(self) -> DataLoader:
-        """The loader of joint batches, `{task: batch}`. A lone task in a lone process is dealt as in the stock Trainer."""
+        """The loader of joint batches, `{task: batch}`. A lone task of a lone process is dealt as in the stock one."""
         if self.train_dataset is None:
             raise ValueError("Training needs a `train_dataset`, a dictionary of one dataset per task.")
         train = {}

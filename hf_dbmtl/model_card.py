@@ -150,13 +150,14 @@ def create_model_card(content: ModelCardContent) -> ModelCard:
     Names, labels and values are escaped: whatever they hold, a table stays a table and the metadata valid YAML.
     """
     mains = {name: _main_metric(content, name) for name in content.tasks}
+    method = [content.balancer.split("(")[0]] if content.balancer else []  # of an object of TorchJD without its options
     data = ModelCardData(
         language=content.language,
         license=content.license,
         library_name="transformers",
         base_model=content.base_model,
         datasets=content.datasets,
-        tags=["multi-task-learning", "hf-dbmtl", *([content.balancer] if content.balancer else []), *content.tags],
+        tags=["multi-task-learning", "hf-dbmtl", *method, *content.tags],
         metrics=sorted({_visible(metric) for metric in mains.values() if metric}) or None,
         model_name=_visible(content.model_name),
         eval_results=_eval_results(content, mains) or None,
@@ -193,6 +194,7 @@ def content_from_trainer(trainer: MultiTaskTrainer, **overrides: Any) -> ModelCa
         overrides:
             Fields of [`ModelCardContent`] that are known better, such as `license` or `baselines`.
     """
+    from .balancing import describe_balancer
     from .configuration import MultiTaskConfig
 
     args, state = trainer.args, trainer.state
@@ -214,7 +216,7 @@ def content_from_trainer(trainer: MultiTaskTrainer, **overrides: Any) -> ModelCa
     read |= {
         "model_name": (args.hub_model_id or Path(args.output_dir).resolve().name or "model").split("/")[-1],
         "repo_id": args.hub_model_id,
-        "balancer": args.balancer,
+        "balancer": describe_balancer(args.balancer),
         "balancer_kwargs": _options(args.make_balancer()) | dict(args.balancer_kwargs or {}),
         "hyperparameters": _hyperparameters(args),
         "steps": state.global_step,

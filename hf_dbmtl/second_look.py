@@ -1,4 +1,4 @@
-"""The second look: the losses of the same micro-batches again after the optimizer's step, for a balancer that wants them."""
+"""The second look: the losses of the same micro-batches after the optimizer's step, for a balancer that wants them."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ class SecondLookMixin:
     @torch.no_grad()
     def _look_again(self, model: nn.Module, micro_batches: list[dict[str, Any]]) -> None:
         """
-        Gives the balancer the losses of the same micro-batches again: in training mode, as in the code of FAMO's authors, and
-        with random numbers of their own, so that those of the run are the same with a second look as without.
+        Gives the balancer the losses of the same micro-batches again: in training mode, as in the code of FAMO's
+        authors, and with random numbers of their own, so that those of the run are the same with a second look as
+        without.
         """
         if self.accelerator.optimizer_step_was_skipped:
             return

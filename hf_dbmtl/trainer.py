@@ -68,6 +68,8 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
         validation_dataset (`dict[str, Dataset]`, *optional*):
             For a balancer that tunes its weights on validation data (`"auto_lambda"`, `"moml"`) the rows of those tasks that
             are to become better, neither trained nor evaluated on. Other balancers do not look at it.
+        balancer (`str` or a `Weighting`, `Aggregator` or `Scalarizer` of TorchJD, *optional*):
+            What balances, in place of `args.balancer`, with `args.balancer_kwargs` for options.
 
     Raises:
         `ValueError`, `TypeError`: for what is known to be wrong before the first step: task names that differ between the
@@ -93,10 +95,13 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
         shared_parameters: str | Sequence[str] | nn.Module | None = None,
         validation_dataset: Mapping[str, Dataset] | None = None,
+        balancer: str | Any = None,
     ):
         args = MultiTaskTrainingArguments(output_dir="tmp_trainer") if args is None else args
         if not isinstance(args, MultiTaskTrainingArguments):
             raise TypeError(f"`args` must be MultiTaskTrainingArguments, and is {type(args).__name__}.")
+        if balancer is not None:
+            args = args.with_balancer(balancer)
         check_arguments(args)
         if optimizers[0] is not None and not args.encoder_lr_multiplier == args.heads_lr_multiplier == 1.0:
             raise ValueError(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
 
-from .balancing import make_balancer
+from .balancing import describe_balancer, make_balancer
 
 
 __all__ = ["MultiTaskTrainingArguments"]
@@ -28,9 +30,10 @@ class MultiTaskTrainingArguments(TrainingArguments):
     metric of one task (`"mrpc_f1"`).
 
     Args:
-        balancer (`str`, *optional*, defaults to `"db_mtl"`):
+        balancer (`str` or a `Weighting`, `Aggregator` or `Scalarizer` of TorchJD, *optional*, defaults to `"db_mtl"`):
             How the gradients of the tasks are made into one update: `"[transform+][ema+][weighting]"`, such as `"ew"`,
-            `"log"`, `"max_norm"`, `"log+max_norm"`, or `"db_mtl"`, which is `"log+ema+max_norm"`.
+            `"log"`, `"max_norm"`, `"log+max_norm"`, or `"db_mtl"`, which is `"log+ema+max_norm"`. An object of TorchJD, such
+            as `UPGrad()`, is copied for every run, and written as its description where the arguments are.
         balancer_kwargs (`dict` or `str`, *optional*):
             The options of the balancer (JSON on the command line). `db_mtl` takes `beta` (0.9), `decay` (0.5), `alpha`
             (`"max"`, `"min"`, `"mean"`, `"median"`, `"1/T"` or a number) and `ema_dtype`.
@@ -145,11 +148,39 @@ class MultiTaskTrainingArguments(TrainingArguments):
         for task, rows in (self.per_task_batch_size or {}).items():
             if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
                 raise ValueError(f"`per_task_batch_size['{task}']` must be a whole number of 1 or more, and is {rows!r}.")
-        self.make_balancer()  # an unknown name or option is an error here, not after the data has been prepared
+        self._check_balancer()
+
+    def _check_balancer(self) -> None:
+        """An unknown name or option, or an object that cannot be saved, is an error here, not when a run is under way."""
+        self.make_balancer()
+        if not isinstance(self.balancer, str):
+            _check_pickles(self.balancer)
+
+    def with_balancer(self, balancer: str | Any) -> MultiTaskTrainingArguments:
+        """A copy of these arguments with another balancer, of the same options."""
+        other = copy.copy(self)
+        other.balancer = balancer
+        other._check_balancer()
+        return other
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments as they go into JSON and to trackers: an object of TorchJD as its description."""
+        return super().to_dict() | {"balancer": describe_balancer(self.balancer)}
 
     def make_balancer(self):
         """Makes the balancer that these arguments describe, see [`~hf_dbmtl.balancing.make_balancer`]."""
         return make_balancer(self.balancer, self.balancer_kwargs, self.task_weights)
+
+
+def _check_pickles(balancer: Any) -> None:
+    """The Trainer saves its arguments with every model, by pickle; what it cannot save must not show only then."""
+    try:
+        pickle.dumps(balancer)
+    except Exception as error:
+        raise ValueError(
+            f"The balancer {describe_balancer(balancer)} cannot be saved with the training arguments: {error}. Make it of "
+            "functions that have a name in a module (no lambda)."
+        ) from error
 
 
 def _check_json(name: str, value: Any) -> None:

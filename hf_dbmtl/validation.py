@@ -1,4 +1,4 @@
-"""Weights tuned on validation data: what a virtual step with the present weights does to the losses of the validation sets."""
+"""Weights tuned on validation data: what a virtual step with the weights as they are does to the validation losses."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ logger = logging.get_logger(__name__)
 
 class ValidationRows:
     """
-    Which rows of a validation set belong to a step: the set is gone through again and again, shuffled anew each time. They
-    are a function of the seed and the step, so that a resumed run sees the same ones.
+    Which rows of a validation set belong to a step: the set is gone through again and again, shuffled anew each time.
+    They are a function of the seed and the step, so that a resumed run sees the same ones.
 
     Args:
         size (`int`):
@@ -62,8 +62,8 @@ class ValidationMixin:
             if self.args.make_balancer().validates and self.train_dataset is not None:
                 raise ValueError(
                     f"The balancer '{self.args.balancer}' tunes its weights on validation data: give "
-                    "MultiTaskTrainer(validation_dataset={task: dataset}), rows that are neither trained nor evaluated on, for "
-                    "every task that is to become better."
+                    "MultiTaskTrainer(validation_dataset={task: dataset}), rows that are neither trained nor evaluated "
+                    "on, for every task that is to become better."
                 )
             return
         self.validation_dataset = check_datasets("`validation_dataset`", given)
@@ -89,9 +89,10 @@ class ValidationMixin:
 
     def _tune_on_validation(self, model: nn.Module, head_gradients: Mapping[str, GradientVector]) -> None:
         """
-        Lets the balancer tune its weights: takes a step of gradient descent with the weights as they are, at the learning
-        rate of the run, multiplies the gradients of the validation losses behind it with those of the training losses before
-        it, heads included, and takes the step back. The model and the random numbers of the run stay as they were.
+        Lets the balancer tune its weights: takes a step of gradient descent with the weights as they are, at the
+        learning rate of the run, multiplies the gradients of the validation losses behind it with those of the training
+        losses before it, heads included, and takes the step back. The model and the random numbers of the run stay as
+        they were.
         """
         balancer, rate = self.balancer, self._get_learning_rate()
         of_heads = {task: self.gradients.summed(gradient) for task, gradient in head_gradients.items()}
@@ -106,8 +107,8 @@ class ValidationMixin:
             for task, measured in self._task_gradients(model, self._validation_batches(), _untransformed):
                 if not measured.is_finite:
                     logger.warning(
-                        f"Step {self.state.global_step + 1}: the validation loss of task '{task}' or its gradient is not finite. "
-                        "The weights are not tuned in this step."
+                        f"Step {self.state.global_step + 1}: the validation loss of task '{task}' or its gradient is "
+                        "not finite. The weights are not tuned in this step."
                     )
                     return
                 if measured.num_items > 0:

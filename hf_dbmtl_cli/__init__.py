@@ -1,6 +1,6 @@
 """
-What the console script `hf-dbmtl` starts with: the commands and their help. It stands beside `hf_dbmtl` because importing
-anything in there brings torch in, which takes seconds, and a question for help should not wait for it.
+What the console script `hf-dbmtl` starts with: the commands and their help. It stands beside `hf_dbmtl` because
+importing anything in there brings torch in, which takes seconds, and a question for help should not wait for it.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     train.add_argument("--help_all", action="store_true", help="list every setting (takes seconds) and exit")
-    train.add_argument("config", nargs="?", metavar="config.yaml", help="the settings; it stands before those that override it")
+    train.add_argument("config", nargs="?", metavar="config.yaml", help="the settings, before those that override it")
     train.add_argument("settings", nargs=argparse.REMAINDER, metavar="--any_setting value", help="override the file's")
     train.set_defaults(run="hf_dbmtl.cli.train:run")
     return parser

@@ -1,4 +1,4 @@
-"""Joint batches: which rows a step takes, how they are dealt to micro-batches and processes, and what becomes of them."""
+"""Joint batches: which rows a step takes, how micro-batches and processes share them, and what becomes of them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def sampler_of(parts: int = 1, strategy: str = "random", **options: Any) -> Join
     return JointBatchSampler(SIZES, ROWS, parts, strategy, lengths, **options)
 
 
-# ---- Which rows --------------------------------------------------------------------------------------------------------
+# ---- Which rows ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -176,7 +176,7 @@ def test_a_dataset_smaller_than_a_step() -> None:
         assert sorted(Counter(first + second).values()) == [2, 3, 3]
 
 
-# ---- How many rows -----------------------------------------------------------------------------------------------------
+# ---- How many rows ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("parts", [1, 4])
@@ -226,7 +226,7 @@ def test_rows_that_do_not_divide_are_dealt_evenly(rows: int) -> None:
     assert len(set(first)) == rows + 5
 
 
-# ---- Behind accelerate's wrappers --------------------------------------------------------------------------------------
+# ---- Behind accelerate's wrappers ------------------------------------------------------------------------------------
 
 
 class Numbers(Dataset):
@@ -319,7 +319,9 @@ class ListOfRows(Dataset):
     def __init__(self, rows: int, at_once: bool):
         self.rows, self.reads = rows, []
         if at_once:
-            self.__class__ = type("AtOnce", (ListOfRows,), {"__getitems__": lambda self, rows: [self[row] for row in rows]})
+            self.__class__ = type(
+                "AtOnce", (ListOfRows,), {"__getitems__": lambda self, rows: [self[row] for row in rows]}
+            )
 
     def __len__(self) -> int:
         return self.rows
@@ -339,13 +341,22 @@ def test_joint_dataset() -> None:
         }
     )
     assert len(joint) == 10
-    expected = [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), *(("c", {"x": 10 + i}) for i in range(3)), ("d", 4), ("d", 7)]
+    expected = [
+        ("a", 0),
+        ("a", 1),
+        ("a", 2),
+        ("b", 0),
+        ("b", 1),
+        *(("c", {"x": 10 + i}) for i in range(3)),
+        ("d", 4),
+        ("d", 7),
+    ]
     assert [joint[index] for index in range(10)] == expected
     mixed = [9, 2, 5, 3, 6, 0, 4, 4]
     assert joint.__getitems__(mixed) == [expected[index] for index in mixed]
 
 
-# ---- Through the Trainer -----------------------------------------------------------------------------------------------
+# ---- Through the Trainer ---------------------------------------------------------------------------------------------
 
 
 class Seen(MultiTaskTrainer):
@@ -387,9 +398,13 @@ def test_seeds_and_epochs_reach_the_batches(tmp_path: Path) -> None:
     assert seen(tmp_path, rows, **options) == first
     assert first[:2] != first[2:]
     for task in rows:
-        assert sorted(sum((batch[task] for batch in first[:2]), [])) == sorted(sum((batch[task] for batch in first[2:]), []))
+        assert sorted(sum((batch[task] for batch in first[:2]), [])) == sorted(
+            sum((batch[task] for batch in first[2:]), [])
+        )
     assert seen(tmp_path, rows, seed=43, **options) != first
-    assert seen(tmp_path, rows, data_seed=43, **options) == seen(tmp_path, rows, data_seed=43, seed=1, **options) != first
+    assert (
+        seen(tmp_path, rows, data_seed=43, **options) == seen(tmp_path, rows, data_seed=43, seed=1, **options) != first
+    )
 
 
 class ListOfDicts(Dataset):
@@ -411,13 +426,15 @@ def test_torch_datasets_do_as_well(tmp_path: Path) -> None:
         data = {task: kind(dataset) for task, dataset in tiny_data(rows=12, missing=0.2).items()}
         trainer = MultiTaskTrainer(tiny_model(), arguments(tmp_path), train_dataset=data, eval_dataset=data)
         trainer.train()
-        metrics = {key: value for key, value in trainer.evaluate().items() if "runtime" not in key and "second" not in key}
+        metrics = {
+            key: value for key, value in trainer.evaluate().items() if "runtime" not in key and "second" not in key
+        }
         predicted = {task: output.predictions.tolist() for task, output in trainer.predict(data).items()}
         found.append((trainer.state.log_history[0]["loss"], metrics, predicted))
     assert found[0] == found[1] and len(found[0][1]) > 10
 
 
-# ---- Collators ---------------------------------------------------------------------------------------------------------
+# ---- Collators -------------------------------------------------------------------------------------------------------
 
 
 def tokenizer(padding_side: str) -> BertTokenizer:
@@ -438,7 +455,12 @@ def test_token_labels_stay_beside_their_tokens(side: str) -> None:
     batch = TaskCollator("tags", TokenClassification(5), tokenizer(side))(ROWS_OF_TOKENS)
     assert batch["input_ids"].shape == batch["labels"].shape == (4, 3)
     labelled = batch["labels"] != -100
-    assert dict(zip(batch["input_ids"][labelled].tolist(), batch["labels"][labelled].tolist())) == {5: 1, 7: 2, 8: 3, 12: 4}
+    assert dict(zip(batch["input_ids"][labelled].tolist(), batch["labels"][labelled].tolist())) == {
+        5: 1,
+        7: 2,
+        8: 3,
+        12: 4,
+    }
     assert not (labelled & (batch["attention_mask"] == 0)).any()
     assert batch["input_ids"][1].tolist() == ([8, 0, 0] if side == "right" else [0, 0, 8])
 
@@ -482,6 +504,11 @@ def test_rows_that_lack_the_label_column() -> None:
 
 
 def test_joint_collator_groups_by_task() -> None:
-    collator = JointCollator({"b": lambda rows: {"x": rows}, "a": lambda rows: {"y": rows}, "c": lambda rows: {"z": rows}})
-    assert collator([("a", 1), ("b", 2), ("a", 3)]) == {"b": {"x": [2]}, "a": {"y": [1, 3]}}  # in the order of the tasks
+    collator = JointCollator(
+        {"b": lambda rows: {"x": rows}, "a": lambda rows: {"y": rows}, "c": lambda rows: {"z": rows}}
+    )
+    assert collator([("a", 1), ("b", 2), ("a", 3)]) == {
+        "b": {"x": [2]},
+        "a": {"y": [1, 3]},
+    }  # in the order of the tasks
     assert list(collator([("a", 1), ("b", 2)])) == ["b", "a"]

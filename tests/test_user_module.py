@@ -84,7 +84,9 @@ def rows(count: int, seed: int, missing: float = 0.0, column: str = "labels", sc
     return Dataset.from_dict({"features": features.tolist(), column: labels.tolist(), **columns})
 
 
-def data_of(tasks: tuple[str, ...] = ("price", "size"), missing: float = 0.0, count: int = 12, **columns) -> dict[str, Dataset]:
+def data_of(
+    tasks: tuple[str, ...] = ("price", "size"), missing: float = 0.0, count: int = 12, **columns
+) -> dict[str, Dataset]:
     return {task: rows(count, i, missing, scale=10.0**i, **columns) for i, task in enumerate(tasks)}
 
 
@@ -105,8 +107,8 @@ def by_hand(
     steps: int = 3,
 ) -> tuple[list[dict[str, Tensor]], nn.Module]:
     """
-    What every step comes to, written down once more with autograd alone, whole batches in sequence: the gradient that the
-    optimizer gets for each parameter, by name; and the model that SGD makes of it.
+    What every step comes to, written down once more with autograd alone, whole batches in sequence: the gradient that
+    the optimizer gets for each parameter, by name; and the model that SGD makes of it.
     """
     model, weights = copy.deepcopy(model), task_weights or {}
     parameters = dict(model.named_parameters())
@@ -169,7 +171,7 @@ def run(model: nn.Module, args: MultiTaskTrainingArguments, data: dict[str, Data
 TRUNK = ["trunk.0.weight", "trunk.0.bias"]
 
 
-# ---- What a forward returns --------------------------------------------------------------------------------------------
+# ---- What a forward returns ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("returns", RETURNS)
@@ -219,7 +221,7 @@ def test_num_items_may_be_a_sum_of_weights(tmp_path: Path) -> None:
     assert distance(found, expected) > 1e-3  # the control: all rows alike
 
 
-# ---- What a forward is given -------------------------------------------------------------------------------------------
+# ---- What a forward is given -----------------------------------------------------------------------------------------
 
 
 class Everything(Net):
@@ -289,7 +291,9 @@ class Words(nn.Module):
 
 
 def test_a_tokenizer_pads(tmp_path: Path) -> None:
-    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcde"])})
+    tokenizer = BertTokenizer(
+        vocab={word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcde"])}
+    )
     texts = ["a b", "c", "d e a b c", "a a a"]
     data = {"a": Dataset.from_dict({**tokenizer(texts, return_token_type_ids=False), "label": [0, 1, 1, 0]})}
     model = Words()
@@ -307,7 +311,7 @@ def test_a_tokenizer_pads(tmp_path: Path) -> None:
     assert (model.shapes, collated) == ([(4, 9)], [4])
 
 
-# ---- What is balanced --------------------------------------------------------------------------------------------------
+# ---- What is balanced ------------------------------------------------------------------------------------------------
 
 
 class Named(Net):
@@ -377,7 +381,12 @@ def test_a_head_tied_to_the_encoder_is_balanced(tmp_path: Path) -> None:
     assert trainer.model.heads["next"].weight is trainer.model.embed.weight
     trainer, found = run(Tied(tied=False), options_of(tmp_path), data)  # the control: a head of its own
     assert len(trainer.gradients.heads) == 4
-    assert distance([{"embed": step["embed.weight"]} for step in found], [{"embed": step["embed.weight"]} for step in expected]) > 1e-3
+    assert (
+        distance(
+            [{"embed": step["embed.weight"]} for step in found], [{"embed": step["embed.weight"]} for step in expected]
+        )
+        > 1e-3
+    )
 
 
 class Spare(Net):
@@ -461,7 +470,7 @@ def test_a_head_of_two_tasks_gets_the_sum(name: str, tmp_path: Path) -> None:
     assert distance(*heads) > 1e-3  # the control: one of the two alone
 
 
-# ---- With which weights and learning rates ------------------------------------------------------------------------------
+# ---- With which weights and learning rates ---------------------------------------------------------------------------
 
 BY_HAND: dict[str, dict[str, Any]] = {
     "db_mtl": {},
@@ -485,7 +494,9 @@ def test_task_weights_multiply_after_balancing(name: str, task_weights: dict[str
     records = [record for record in trainer.state.log_history if "loss" in record]
     for record in records:  # `loss/...` is the loss as it is, the weight carries the user's
         raw = {task: record[f"loss/{task}"] for task in data}
-        assert record["loss"] == pytest.approx(sum(task_weights.get(task, 1.0) * loss for task, loss in raw.items()), rel=1e-6)
+        assert record["loss"] == pytest.approx(
+            sum(task_weights.get(task, 1.0) * loss for task, loss in raw.items()), rel=1e-6
+        )
     if name in ("ew", "log"):
         assert [records[0][f"weight/{task}"] for task in data] == [task_weights.get(task, 1.0) for task in data]
     if task_weights:
@@ -496,7 +507,9 @@ def test_task_weights_multiply_after_balancing(name: str, task_weights: dict[str
 @pytest.mark.parametrize(("encoder", "heads"), [(0.1, 1.0), (1.0, 10.0), (0.5, 2.0), (0.0, 1.0)])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_learning_rate_multipliers(encoder: float, heads: float, decay: float, tmp_path: Path) -> None:
-    args = options_of(tmp_path, encoder_lr_multiplier=encoder, heads_lr_multiplier=heads, weight_decay=decay, balancer="ew")
+    args = options_of(
+        tmp_path, encoder_lr_multiplier=encoder, heads_lr_multiplier=heads, weight_decay=decay, balancer="ew"
+    )
     model = Net()
     initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     trainer, found = run(model, args, data_of(count=BATCH))
@@ -505,7 +518,10 @@ def test_learning_rate_multipliers(encoder: float, heads: float, decay: float, t
         rate = LR * (encoder if name in TRUNK else heads)
         decayed = 0.0 if name.endswith("bias") else decay
         torch.testing.assert_close(
-            parameter.detach(), initial[name] - rate * (found[0][name] + decayed * initial[name]), rtol=1e-12, atol=1e-14
+            parameter.detach(),
+            initial[name] - rate * (found[0][name] + decayed * initial[name]),
+            rtol=1e-12,
+            atol=1e-14,
         )
     groups = trainer.optimizer.param_groups
     assert sum(len(group["params"]) for group in groups) == len(initial)
@@ -513,7 +529,12 @@ def test_learning_rate_multipliers(encoder: float, heads: float, decay: float, t
 
 
 def test_learning_rate_multipliers_under_a_schedule(tmp_path: Path) -> None:
-    options = {"encoder_lr_multiplier": 0.1, "heads_lr_multiplier": 2.0, "lr_scheduler_type": "linear", "warmup_steps": 1}
+    options = {
+        "encoder_lr_multiplier": 0.1,
+        "heads_lr_multiplier": 2.0,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 1,
+    }
     rates: list[set[float]] = []
 
     class Rates(TrainerCallback):
@@ -532,13 +553,15 @@ def test_resume_with_learning_rate_multipliers(tmp_path: Path) -> None:
     """The groups of the optimizer are those of the checkpoint."""
     options = {"encoder_lr_multiplier": 0.1, "optim": "adamw_torch", "save_strategy": "steps", "save_steps": 1}
     whole, _ = train(Net(), options_of(tmp_path / "a", **options), data_of())
-    resumed, _ = train(Net(), options_of(tmp_path / "b", **options), data_of(), resume=str(tmp_path / "a" / "checkpoint-2"))
+    resumed, _ = train(
+        Net(), options_of(tmp_path / "b", **options), data_of(), resume=str(tmp_path / "a" / "checkpoint-2")
+    )
     assert torch.equal(flat(resumed.model.parameters()), flat(whole.model.parameters()))
     other, _ = train(Net(), options_of(tmp_path / "c", **{**options, "encoder_lr_multiplier": 1.0}), data_of())
     assert not torch.equal(flat(other.model.parameters()), flat(whole.model.parameters()))
 
 
-# ---- A layout is a layout ----------------------------------------------------------------------------------------------
+# ---- A layout is a layout --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("balancer", ["db_mtl", "ew"])

@@ -1,4 +1,4 @@
-"""Weights tuned on validation data (Auto-λ, MOML), against autograd through the virtual step, and what the Trainer owes them."""
+"""Weights tuned on validation data (Auto-λ, MOML): autograd through the virtual step, and what the Trainer does."""
 
 from __future__ import annotations
 
@@ -121,19 +121,19 @@ def test_rows_of_a_step() -> None:
     assert sorted(several[:3]) == sorted(several[3:6]) == [0, 1, 2]
 
 
-# ---- What the Trainer owes them ----------------------------------------------------------------------------------------
+# ---- What the Trainer owes them --------------------------------------------------------------------------------------
 
 
-def run(folder: Path, method: str, kind: type = MultiTaskTrainer, dropout: float = 0.2, resume=None, model=None, **options):
+def run(folder: Path, method: str, resume: Path | None = None, **options) -> MultiTaskTrainer:
     options = {"balancer_kwargs": FAST.get(method), "learning_rate": 0.02, **options}
     args = arguments(folder, balancer=method, num_train_epochs=2, **options)
-    trainer = kind(
-        model=model or tiny_model(dropout=dropout),
+    trainer = MultiTaskTrainer(
+        model=tiny_model(dropout=0.2),
         args=args,
         train_dataset=tiny_data(rows=24, missing=0.2),
         validation_dataset=validation_data(),
     )
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     return trainer
 
 
@@ -202,7 +202,7 @@ def test_resume(method: str, tmp_path: Path) -> None:
     options = {"save_strategy": "steps", "save_steps": 1}
     whole = run(tmp_path / "whole", method, **options)
     for step in (1, 4):
-        resumed = run(tmp_path / f"from-{step}", method, resume=str(tmp_path / "whole" / f"checkpoint-{step}"), **options)
+        resumed = run(tmp_path / f"from-{step}", method, tmp_path / "whole" / f"checkpoint-{step}", **options)
         assert same(state_of(resumed), state_of(whole))
     assert not same(state_of(run(tmp_path / "other", method, seed=7))[1:2], state_of(whole)[1:2])
 
@@ -264,7 +264,8 @@ def test_a_task_absent_from_a_step_keeps_its_weight(method: str, tmp_path: Path)
     _, states = watched(tmp_path, method, MultiTaskTrainer, train_dataset={**data, "score": few})
     place = list(TASKS).index("score")
     start = {"auto_lambda": 0.5, "moml": 0.0}[method]
-    values = torch.stack([torch.full((4,), start, dtype=torch.float64), *(state["transform/learned"] for state in states)])
+    first = torch.full((4,), start, dtype=torch.float64)
+    values = torch.stack([first, *(state["transform/learned"] for state in states)])
     moved = (values[1:] != values[:-1]).tolist()
     assert sum(step[place] for step in moved) == 1
     assert all(step[other] for step in moved for other in range(4) if other != place)
@@ -272,7 +273,8 @@ def test_a_task_absent_from_a_step_keeps_its_weight(method: str, tmp_path: Path)
 
 def test_the_weights_serve_the_tasks_with_validation_data(tmp_path: Path) -> None:
     """The auxiliary tasks are trained on, and weighted for what they do to `topic`."""
-    trainer, states = watched(tmp_path, "auto_lambda", MultiTaskTrainer, validation_dataset={"topic": validation_data()["topic"]})
+    topic = {"topic": validation_data()["topic"]}
+    trainer, _ = watched(tmp_path, "auto_lambda", MultiTaskTrainer, validation_dataset=topic)
     found = trainer.balancer.transform.weights(list(TASKS))
     assert found["topic"] > 0.5  # its own gradient helps it
     assert all(weight != 0.5 for weight in found.values())

@@ -3,7 +3,7 @@
 from .balancer import Balanced, Balancer
 from .db_mtl import EMA, Log, MaxNorm
 from .part import Part
-from .table import balancer_names, make_balancer
+from .table import balancer_names, describe_balancer, make_balancer
 from .transforms import Identity, LossTransform
 from .weightings import CoordinateWeighting, Equal, GramianWeighting, NormWeighting, Weighting
 
@@ -23,5 +23,6 @@ __all__ = [
     "Part",
     "Weighting",
     "balancer_names",
+    "describe_balancer",
     "make_balancer",
 ]

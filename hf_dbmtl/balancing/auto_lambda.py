@@ -49,16 +49,18 @@ class TunedWeights(LossTransform):
 class AutoLambda(TunedWeights):
     r"""
     Weights $\lambda_t$ that lower the sum of the validation losses, from *Auto-Lambda: Disentangling Dynamic Task
-    Relationships* (TMLR 2022, arXiv 2202.03091, section 4): in every step, with the batch's gradients $g_t$, a virtual step
-    $\theta' = \theta - \alpha \sum_t \lambda_t g_t$ at the learning rate $\alpha$ of the run is taken, $\lambda$ descends along
-    $\nabla_\lambda \sum_s L_s(\theta') = -\alpha \sum_s \nabla L_s(\theta') \cdot g_t$, and then the model is updated with the
-    new weights, which heads carry. The sum is over the tasks that have validation data: leave the auxiliary ones out of
-    `validation_dataset` to learn with them, not for them. A task absent from a step keeps its weight.
+    Relationships* (TMLR 2022, arXiv 2202.03091, section 4): in every step, with the batch's gradients $g_t$, a virtual
+    step $\theta' = \theta - \alpha \sum_t \lambda_t g_t$ at the learning rate $\alpha$ of the run is taken, $\lambda$
+    descends along $\nabla_\lambda \sum_s L_s(\theta') = -\alpha \sum_s \nabla L_s(\theta') \cdot g_t$, and then the
+    model is updated with the new weights, which heads carry. The sum is over the tasks that have validation data: leave
+    the auxiliary ones out of `validation_dataset` to learn with them, not for them. A task absent from a step keeps its
+    weight.
 
-    The authors' code and LibMTL approximate the products with finite differences, two more forward passes with parameters
-    moved along the validation gradient; here, where the gradients of the tasks are at hand, they are computed. The virtual
-    step is plain gradient descent, whatever the optimizer; the authors' adds the momentum and weight decay of theirs. As
-    there, weights may become negative. LibMTL's variant is a softmax of the numbers learned, as in `moml`.
+    The authors' code and LibMTL approximate the products with finite differences, two more forward passes with
+    parameters moved along the validation gradient; here, where the gradients of the tasks are at hand, they are
+    computed. The virtual step is plain gradient descent, whatever the optimizer; the authors' adds the momentum and
+    weight decay of theirs. As there, weights may become negative. LibMTL's variant is a softmax of the numbers learned,
+    as in `moml`.
 
     Args:
         init (`float`, *optional*, defaults to 0.1):

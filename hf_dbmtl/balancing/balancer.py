@@ -215,7 +215,7 @@ class Balancer:
         return self.transform.needs == "validation"
 
     def planned(self) -> tuple[Vector, dict[str, float]]:
-        """The weighted sum of the gradients taken, with the weights as they are before they are tuned, and the weights."""
+        """The weighted sum of the gradients taken, with the weights as they are before being tuned, and the weights."""
         weights = {task: one * self.task_weight(task) for task, one in self.transform.weights(list(self._rows)).items()}
         total = next(iter(self._rows.values())).new_zero()
         for task, row in self._rows.items():
@@ -232,8 +232,8 @@ class Balancer:
 
         Args:
             products (`torch.Tensor` of shape `(objectives, tasks)`):
-                The products of the gradients of the validation losses, behind a step of gradient descent along `planned`,
-                with the gradients taken.
+                The products of the gradients of the validation losses, behind a step of gradient descent along
+                `planned`, with the gradients taken.
             learning_rate (`float`):
                 That of the step.
         """

@@ -61,4 +61,11 @@ class CAGrad(GramianWeighting):
         divisor = (1.0, 1.0 + self.c**2, 1.0 + self.c)[self.rescale]
         if not gramian.diagonal().any():
             return torch.full_like(gramian.diagonal(), 1.0 / (len(tasks) * divisor))
-        return self._weighting(normalized(gramian)[0]) / divisor
+        try:
+            found = self._weighting(normalized(gramian)[0])
+        except Exception as error:  # of several packages, each with exceptions of its own
+            raise ValueError(
+                f"CLARABEL found no solution for `cagrad` in balanced step {step}, for gradients of the tasks {list(tasks)} with "
+                f"the products {gramian.tolist()}: {error}"
+            ) from error
+        return found / divisor

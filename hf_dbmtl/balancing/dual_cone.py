@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchjd.linalg import DualConeProjector
 
-from .gramian import Equilibrated, require
+from .gramian import Equilibrated, nonnegative_least_squares
 
 
 __all__ = ["DualCone"]
@@ -32,7 +32,7 @@ class DualCone(DualConeProjector):
         for name, value in (("norm_eps", norm_eps), ("reg_eps", reg_eps)):
             if not 0.0 <= value < float("inf"):
                 raise ValueError(f"`{name}` must be a finite number, zero or more, and is {value}.")
-        self.nnls = require("scipy.optimize", method).nnls
+        self.method = method
         self.norm_eps = norm_eps
         self.reg_eps = reg_eps
 
@@ -49,10 +49,9 @@ class DualCone(DualConeProjector):
             system = torch.cat([system * norms, self.reg_eps**0.5 * torch.eye(len(norms), dtype=norms.dtype)])
         else:
             units = torch.where(moves, norms, 1.0)  # z_t n_t: columns of length 1 however far apart the norms are
-        columns = system[:, moves].numpy()
+        columns = system[:, moves]
         rows = U.reshape(-1, len(norms)).clone()
         for row, target in zip(rows, -(rows * units) @ system.T):
             largest = target.abs().max().clamp(min=torch.finfo(target.dtype).tiny)
-            found, _ = self.nnls(columns, (target / largest).numpy(), maxiter=100 * len(norms))
-            row[moves] += torch.from_numpy(found) * largest / units[moves]
+            row[moves] += nonnegative_least_squares(columns, target / largest, self.method) * largest / units[moves]
         return rows.reshape(U.shape)

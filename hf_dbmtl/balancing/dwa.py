@@ -19,13 +19,13 @@ History = tuple[Tensor, Tensor, Tensor]
 
 class DWA(LossTransform):
     r"""
-    Weights every loss by how slowly it has been falling, from *End-to-End Multi-Task Learning with Attention* (CVPR 2019,
-    arXiv 1803.10704, section 3.3): with the average losses $L_t$ of the last period and $L'_t$ of the one before,
+    Weights every loss by how slowly it has been falling, from *End-to-End Multi-Task Learning with Attention* (CVPR
+    2019, arXiv 1803.10704, section 3.3): with the average losses $L_t$ of the last period and $L'_t$ of the one before,
 
     $$w_t = K \frac{\exp(r_t / T)}{\sum_s \exp(r_s / T)}, \qquad r_t = L_t / L'_t .$$
 
-    Heads carry the weight. It is 1 until the task has been there in two periods; such a task is not among the $K$. A task
-    that is absent from a whole period keeps its averages.
+    Heads carry the weight. It is 1 until the task has been there in two periods; such a task is not among the $K$. A
+    task that is absent from a whole period keeps its averages.
 
     Args:
         temperature (`float`, *optional*, defaults to 2.0):
@@ -50,7 +50,7 @@ class DWA(LossTransform):
     def setup(self, tasks: Sequence[str], seed: int) -> None:
         super().setup(tasks, seed)
         zeros = torch.zeros(len(tasks), dtype=torch.float64)
-        self.older, self.newer = zeros.clone(), zeros.clone()  # averages of the last two periods in which a task was there
+        self.older, self.newer = zeros.clone(), zeros.clone()  # averages of the last two periods with the task
         self.periods = zeros.clone()  # how many these were
         self.sum, self.count = zeros.clone(), zeros.clone()  # of the present period
         self.number = 0  # of the present period

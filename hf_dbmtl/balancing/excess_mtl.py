@@ -71,19 +71,25 @@ class ExcessMTL(CoordinateWeighting):
     def combine(
         self, rows: Mapping[str, Vector], losses: Sequence[float], step: int, task_weights: Sequence[float]
     ) -> tuple[Vector, dict[str, float]]:
-        risks = torch.tensor([self._risk(task, row) for task, row in rows.items()], dtype=torch.float64)
-        weights = self._grow(risks, torch.tensor([self.tasks.index(task) for task in rows]))
+        weights = self._grow(self._risks(rows), torch.tensor([self.tasks.index(task) for task in rows]))
         update = next(iter(rows.values())).new_zero()
         for row, weight, of_user in zip(rows.values(), weights, task_weights):
             update.add_(row, weight * of_user)
         return update, dict(zip(rows, weights))
 
-    def _risk(self, task: str, row: Vector) -> float:
-        """Takes the squares of a gradient in, and estimates the excess risk."""
-        known = self.squares.get(task, row.new_zero())
-        self.squares[task] = squares = known.map([row], lambda pieces, *_: pieces[0] + pieces[1].square())
-        terms = row.sums([squares], lambda pieces, *_: (pieces[:1].square() / (pieces[1:] + EPSILON).sqrt()).sum(1))
-        return terms.sum().item()
+    def _risks(self, rows: Mapping[str, Vector]) -> Tensor:
+        """Takes the squares of the gradients in, and estimates the excess risks."""
+        for task, row in rows.items():
+            known = self.squares.get(task, row.new_zero())
+            self.squares[task] = known.map([row], lambda pieces, *_: pieces[0] + pieces[1].square())
+        first, *others = [*rows.values(), *(self.squares[task] for task in rows)]
+        count = len(rows)
+
+        def terms(pieces: Tensor, parameter: int, start: int) -> Tensor:
+            risks = (pieces[:count].square() / (pieces[count:] + EPSILON).sqrt()).sum(1)
+            return torch.cat([risks, risks]).diag()  # of the shape that `sums` has where there is nothing to add up
+
+        return first.sums(others, terms).diagonal()[:count]
 
     def _grow(self, risks: Tensor, present: Tensor) -> list[float]:
         """Steps the weights of the tasks present."""

@@ -18,20 +18,20 @@ __all__ = ["FAMO"]
 
 class FAMO(LossTransform):
     r"""
-    Lets the logarithms of all losses fall at the same rate, from *FAMO: Fast Adaptive Multitask Optimization* (NeurIPS 2023,
-    arXiv 2306.03792, algorithm 1). With logits $\xi$, $z = \mathrm{softmax}(\xi)$ over the tasks present and the excess
-    $d_t = \ell_t - b_t + \epsilon$ over a lower bound $b_t$, what is differentiated is
+    Lets the logarithms of all losses fall at the same rate, from *FAMO: Fast Adaptive Multitask Optimization* (NeurIPS
+    2023, arXiv 2306.03792, algorithm 1). With logits $\xi$, $z = \mathrm{softmax}(\xi)$ over the tasks present and the
+    excess $d_t = \ell_t - b_t + \epsilon$ over a lower bound $b_t$, what is differentiated is
 
     $$c \sum_t z_t \log d_t, \qquad c = 1 / \sum_t (z_t / d_t) \text{ held constant},$$
 
     so that the update is a convex combination of the gradients, and heads carry the factor $c z_t / d_t$. After the
-    optimizer's step the losses of the same micro-batches are computed again (in training mode and without gradients, as in
-    the authors' code), and $\xi$ follows the change of $\log d$: $\delta_t = \log d_t - \log d_t'$, with the gradient
-    $\frac{\partial z}{\partial \xi}^{\top} \delta$. A task that is absent keeps its logit.
+    optimizer's step the losses of the same micro-batches are computed again (in training mode and without gradients, as
+    in the authors' code), and $\xi$ follows the change of $\log d$: $\delta_t = \log d_t - \log d_t'$, with the
+    gradient $\frac{\partial z}{\partial \xi}^{\top} \delta$. A task that is absent keeps its logit.
 
     The authors' code clips the gradient of the shared parameters to norm 1 on top of the algorithm; neither the paper's
-    algorithm nor LibMTL does, nor is it done here (`max_grad_norm` clips everything). Its default weight decay is 0.01, its
-    scripts mostly set 1e-3, as LibMTL and TorchJD do.
+    algorithm nor LibMTL does, nor is it done here (`max_grad_norm` clips everything). Its default weight decay is 0.01,
+    its scripts mostly set 1e-3, as LibMTL and TorchJD do.
 
     Args:
         learning_rate (`float`, *optional*, defaults to 0.025):
@@ -75,8 +75,8 @@ class FAMO(LossTransform):
         bound = self.min_losses.get(task, 0.0)
         if loss < bound:
             raise ValueError(
-                f"Task '{task}': its loss is {loss:g}, below the lower bound {bound:g} that `famo` takes the logarithm of its "
-                f"excess over. Lower it: balancer_kwargs={{'min_losses': {{'{task}': ...}}}}."
+                f"Task '{task}': its loss is {loss:g}, below the lower bound {bound:g} over which `famo` takes the "
+                f"logarithm of its excess. Lower it: balancer_kwargs={{'min_losses': {{'{task}': ...}}}}."
             )
 
     def derivative(self, task: str, loss: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class FAMO(LossTransform):
     def _share(self, task: str) -> float:
         """The softmax over all tasks: what it lacks to that over those present cancels in `scale`."""
         if self._z is None:
-            z = self.logits.values().softmax(0).clamp(min=1e-300)  # the logits may drift apart, but not to a sum of zero
+            z = self.logits.values().softmax(0).clamp(min=1e-300)  # logits that drift far apart: no sum of zero
             self._z = dict(zip(self.tasks, z.tolist()))
         return self._z[task]
 

@@ -18,11 +18,11 @@ __all__ = ["GLS"]
 
 class GLS(LossTransform):
     r"""
-    The geometric mean of the losses of the $n$ tasks present, $\prod_t \ell_t^{1/n}$, from *MultiNet++: Multi-Stream Feature
-    Aggregation and Geometric Loss Strategy for Multi-Task Learning* (CVPR workshops 2019, arXiv 1904.08492). The derivative
-    is $\frac{1}{n \ell_t} \prod_s \ell_s^{1/n}$, and heads carry it. A loss below $\epsilon$ = 1e-8 counts as $\epsilon$,
-    where LibMTL divides zero by zero; the mean is computed from logarithms, so that many small losses do not vanish in their
-    product.
+    The geometric mean of the losses of the $n$ tasks present, $\prod_t \ell_t^{1/n}$, from *MultiNet++: Multi-Stream
+    Feature Aggregation and Geometric Loss Strategy for Multi-Task Learning* (CVPR workshops 2019, arXiv 1904.08492).
+    The derivative is $\frac{1}{n \ell_t} \prod_s \ell_s^{1/n}$, and heads carry it. A loss below $\epsilon$ = 1e-8
+    counts as $\epsilon$, where LibMTL divides zero by zero; the mean is computed from logarithms, so that many small
+    losses do not vanish in their product.
     """
 
     holds = frozenset({"permutation_equivariant"})

@@ -86,8 +86,9 @@ def uniform(seed: int, step: int, parameter: int, start: int, count: int, device
     return _shift(_mix(counters * GOLDEN + key.item()), 11).double().mul_(2.0**-53)
 
 
-GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of SplitMix64, as signed integers: int64 arithmetic wraps
-around FACTORS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
+# The constants of SplitMix64, as signed integers: int64 arithmetic wraps around.
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+FACTORS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ class GradNorm(NormWeighting):
     Algorithm 1):
 
     $$\sum_t w_t g_t, \qquad L = \sum_t \Big| w_t \|g_t\| - \bar G\, r_t^\alpha \Big|, \quad
-    \bar G = \operatorname{mean}_t w_t \|g_t\|, \quad r_t = \frac{\ell_t / \ell_t^0}{\operatorname{mean}_s \ell_s / \ell_s^0},$$
+    \bar G = \operatorname{mean}_t w_t \|g_t\|, \quad
+    r_t = \frac{\ell_t / \ell_t^0}{\operatorname{mean}_s \ell_s / \ell_s^0},$$
 
     where $w$ follows $-\nabla_w L$ with $\bar G r_t^\alpha$ held constant, after the update of the model, and
     $\ell_t^0$ is the loss of the task's first balanced step, $\ell_t$ today's, neither transformed. Norms are those of
@@ -42,7 +43,7 @@ class GradNorm(NormWeighting):
             positive. `"paper"`: $w$ itself is learned, and scaled to the sum $T$ after each step; kept positive, of
             which the paper does not speak.
         learning_rate (`float`, *optional*, defaults to 0.025):
-            The learning rate of the weights, the paper's for NYUv2.
+            The learning rate of the weights, which the paper's algorithm leaves open.
         optimizer (`str`, *optional*, defaults to `"sgd"`):
             What steps the weights: `"sgd"` or `"adam"`. Plain gradient steps grow with the norms of the gradients.
     """
@@ -91,7 +92,7 @@ class GradNorm(NormWeighting):
         self._read()
 
     def _rates(self, losses: Mapping[str, float]) -> Tensor:
-        """$r_t$ of the tasks present; a task without a positive loss so far counts as one that stands where it began."""
+        """$r_t$ of the tasks present; a task without a positive loss so far stands where it began."""
         for task, loss in losses.items():
             check_not_negative(task, loss, "GradNorm takes the ratio of losses, which must not be negative")
         present = [self.tasks.index(task) for task in losses]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-__all__ = ["Equilibrated", "drawing_from", "normalized", "require"]
+__all__ = ["Equilibrated", "drawing_from", "nonnegative_least_squares", "normalized", "require"]
 
 
 def require(package: str, method: str) -> ModuleType:
@@ -28,6 +28,28 @@ def require(package: str, method: str) -> ModuleType:
             f"The balancer '{method}' needs the package '{package}', which is not installed. Install the solvers with: "
             'pip install "hf-dbmtl[solvers]"'
         ) from error
+
+
+def nonnegative_least_squares(system: Tensor, target: Tensor, method: str) -> Tensor:
+    r"""
+    $\arg\min_{x \ge 0} \|A x - b\|$, exactly, by an active set method.
+
+    Args:
+        system (`torch.Tensor` of shape `(rows, columns)`, float64):
+            $A$.
+        target (`torch.Tensor` of shape `(rows,)`):
+            $b$.
+        method (`str`):
+            The name of the balancer, for errors.
+    """
+    nnls = require("scipy.optimize", method).nnls
+    try:
+        solution, _ = nnls(system.numpy(), target.numpy(), maxiter=100 * system.shape[1])
+    except RuntimeError as error:
+        raise ValueError(
+            f"The balancer '{method}' found no solution for gradients whose products are {(system.T @ system).tolist()}: {error}"
+        ) from error
+    return torch.from_numpy(solution)
 
 
 @contextlib.contextmanager

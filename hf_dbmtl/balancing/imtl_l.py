@@ -17,17 +17,18 @@ __all__ = ["IMTLL"]
 
 class IMTLL(LossTransform):
     r"""
-    Brings every loss to the scale of 1, $\sum_t e^{s_t} \ell_t - s_t$ with a learned $s_t$, from *Towards Impartial Multi-task
-    Learning* (ICLR 2021, section 3.2). The derivative is $e^{s_t}$, and heads carry it. With $s_t$ at its optimum
-    $-\log \ell_t$ this is the log transform (DB-MTL, proposition 3.1). A task that is absent from a step keeps its $s_t$.
-    Where $s_t$ exceeds $-\log \epsilon$, that of a loss below $\epsilon$ = 1e-8, the weight grows no further.
+    Brings every loss to the scale of 1, $\sum_t e^{s_t} \ell_t - s_t$ with a learned $s_t$, from *Towards Impartial
+    Multi-task Learning* (ICLR 2021, section 3.2). The derivative is $e^{s_t}$, and heads carry it. With $s_t$ at its
+    optimum $-\log \ell_t$ this is the log transform (DB-MTL, proposition 3.1). A task that is absent from a step keeps
+    its $s_t$. Where $s_t$ exceeds $-\log \epsilon$, that of a loss below $\epsilon$ = 1e-8, the weight grows no
+    further.
 
     Args:
         init (`float`, *optional*, defaults to 0.0):
             Where every $s_t$ starts.
         learning_rate (`float`, *optional*, defaults to 0.0025):
-            The learning rate of $s$. In the paper $s$ is learned together with the network, by the same optimizer; here the
-            value is that of `uw`. A step of SGD is as long as the loss is large: give less where losses go into the
+            The learning rate of $s$. In the paper $s$ is learned together with the network, by the same optimizer; here
+            the value is that of `uw`. A step of SGD is as long as the loss is large: give less where losses go into the
             thousands, or take Adam.
         optimizer (`str`, *optional*, defaults to `"sgd"`):
             `"sgd"` or `"adam"`.

@@ -15,8 +15,8 @@ OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
 class Learned:
     """
-    One learned number per task. A task that brings no gradient (it was absent from the step) keeps its number and what the
-    optimizer remembers of it, its own count of steps included.
+    One learned number per task. A task that brings no gradient (it was absent from the step) keeps its number and what
+    the optimizer remembers of it, its own count of steps included.
 
     Args:
         learning_rate (`float`):
@@ -63,7 +63,7 @@ class Learned:
 
     @torch.no_grad()
     def set(self, values: Sequence[float] | Tensor) -> None:
-        """Sets the numbers of all tasks, in their order, without a step of the optimizer: for a method that rescales them."""
+        """Sets the numbers of all tasks, in their order, without a step of the optimizer: for methods that rescale."""
         for number, value in zip(self.numbers.values(), values, strict=True):
             number.fill_(float(value))
 
@@ -93,6 +93,6 @@ def check_not_negative(task: str, loss: float, why: str) -> None:
     """Refuses a negative loss where a method has no meaning for one; `why` says so."""
     if loss < 0:
         raise ValueError(
-            f"Task '{task}': its loss is {loss:g}, and {why}. Add a constant to the loss, or choose a balancer that takes "
-            "any loss (such as 'ew' or 'max_norm')."
+            f"Task '{task}': its loss is {loss:g}, and {why}. Add a constant to the loss, or choose a balancer that "
+            "takes any loss (such as 'ew' or 'max_norm')."
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .gramian import Equilibrated, require
+from .gramian import Equilibrated, nonnegative_least_squares
 from .weightings import GramianWeighting
 
 
@@ -78,13 +78,11 @@ def shortest(known: Equilibrated, norms: Tensor) -> Tensor:
     zero = norms == 0
     if zero.any():
         return zero.to(norms) / zero.sum()
-    nnls = require("scipy.optimize", "mgda").nnls
     ratios = norms.min() / norms
     system = torch.cat([known.factor(), ratios[None]])
     target = torch.zeros(len(system), dtype=system.dtype)
     target[-1] = 1.0
-    scaled, _ = nnls(system.numpy(), target.numpy(), maxiter=100 * len(norms))
-    weights = ratios * torch.from_numpy(scaled)
+    weights = ratios * nonnegative_least_squares(system, target, "mgda")
     return weights / weights.sum()
 
 

@@ -56,7 +56,9 @@ class MoCo(CoordinateWeighting):
     holds = frozenset({"rotation_invariant", "permutation_equivariant", "scale_invariant", "coordinate_state"})
     paper = "Mitigating Gradient Bias in Multi-objective Learning, arXiv 2210.12624"
     memory = "a gradient and a weight per task"
-    refuses = {"ema": "MoCo tracks the gradients itself, and a second average would only lag behind; set the `beta` of 'moco'"}
+    refuses = {
+        "ema": "MoCo tracks the gradients itself, and a second average would only lag behind; set the `beta` of 'moco'"
+    }
 
     def __init__(
         self,

@@ -19,16 +19,17 @@ __all__ = ["MOML"]
 
 class MOML(TunedWeights):
     r"""
-    Weights that descend towards Pareto optimal validation losses, from *Multi-Objective Meta Learning* (NeurIPS 2021; AIJ
-    2024): weights $w = \mathrm{softmax}(\xi)$ over the tasks present, and in every step a virtual one, $\theta' = \theta -
-    \alpha \sum_t w_t g_t$ at the learning rate $\alpha$ of the run. Each validation loss $L_s(\theta')$ has a gradient by
-    $\xi$, $-\alpha (\nabla L_s(\theta') \cdot g_t)_t \frac{\partial w}{\partial \xi}$; these are divided by their norms, $\xi$
-    descends along the shortest vector in their convex hull (MGDA), and then the model is updated with the new weights, which
-    heads carry. A task absent from a step keeps its $\xi$; one without validation data is trained on and is no objective.
+    Weights that descend towards Pareto optimal validation losses, from *Multi-Objective Meta Learning* (NeurIPS 2021;
+    AIJ 2024): weights $w = \mathrm{softmax}(\xi)$ over the tasks present, and in every step a virtual one, $\theta' =
+    \theta - \alpha \sum_t w_t g_t$ at the learning rate $\alpha$ of the run. Each validation loss $L_s(\theta')$ has a
+    gradient by $\xi$, $-\alpha (\nabla L_s(\theta') \cdot g_t)_t \frac{\partial w}{\partial \xi}$; these are divided by
+    their norms, $\xi$ descends along the shortest vector in their convex hull (MGDA), and then the model is updated
+    with the new weights, which heads carry. A task absent from a step keeps its $\xi$; one without validation data is
+    trained on and is no objective.
 
-    This is the case of one inner step, in which LibMTL has the method, too. As there and in the authors' code the gradients
-    are normalised; the shortest vector is exact here. The authors draw the batch of the virtual step and that of the update
-    separately; here it is the same.
+    This is the case of one inner step, in which LibMTL has the method, too. As there and in the authors' code the
+    gradients are normalised; the shortest vector is exact here. The authors draw the batch of the virtual step and that
+    of the update separately; here it is the same.
 
     Args:
         learning_rate (`float`, *optional*, defaults to 0.001):

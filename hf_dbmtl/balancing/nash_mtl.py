@@ -37,8 +37,8 @@ class NashMTL(GramianWeighting):
         solver (`str`, *optional*, defaults to `"ccp"`):
             `"ccp"`: the paper's sequence of convex problems, which begins at the last step's weights, as TorchJD solves it with
             ECOS; needs `hf-dbmtl[solvers]`. Like the authors' code and LibMTL it often stops before the solution where norms
-            are far apart, and takes tens of milliseconds a step and more. It is given the gradients rescaled where the root
-            mean square of their norms is not between 1e-3 and 1e3.
+            are far apart, and takes tens of milliseconds a step and more. It is given the gradients rescaled, and begins
+            at weights of one, where the root mean square of their norms is not between 1e-3 and 1e3.
             `"newton"`: the solution of the same equation to rounding error, in a millisecond, for gradients of any norm; needs
             no other package. Takes its place where ECOS breaks.
     """
@@ -89,7 +89,7 @@ class NashMTL(GramianWeighting):
     def _solve(self, gramian: Tensor, start: Tensor) -> Tensor:
         if self.solver == "ccp" and len(gramian) > 1:
             scaled, back = at_ordinary_scale(gramian, 1.0)
-            found = self._sequence(scaled, start / back)
+            found = self._sequence(scaled, start if back == 1.0 else torch.ones_like(start))
             if found.isfinite().all() and (found > 0).all():
                 return back * found
         return solve_fair(gramian, 1.0)

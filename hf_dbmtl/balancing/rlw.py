@@ -15,12 +15,13 @@ __all__ = ["RLW"]
 
 class RLW(LossTransform):
     r"""
-    Random weights, drawn anew in every step: $w = \mathrm{softmax}(z)$, $z_t \sim N(0, 1)$, from *Reasonable Effectiveness of
-    Random Weighting: A Litmus Test for Multi-Task Learning* (TMLR 2022, arXiv 2111.10603, the normal distribution of its
-    algorithm 2). They sum to 1, so that a step is 1/T as long as that of equal weighting, and heads carry them.
+    Random weights, drawn anew in every step: $w = \mathrm{softmax}(z)$, $z_t \sim N(0, 1)$, from *Reasonable
+    Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning* (TMLR 2022, arXiv 2111.10603, the normal
+    distribution of its algorithm 2). They sum to 1, so that a step is 1/T as long as that of equal weighting, and heads
+    carry them.
 
-    The draw of a task is a function of the seed, the balanced step and the task's name: neither the order of the tasks nor
-    a skipped step changes it. The weights of a step are those of all tasks, whether all are present or not.
+    The draw of a task is a function of the seed, the balanced step and the task's name: neither the order of the tasks
+    nor a skipped step changes it. The weights of a step are those of all tasks, whether all are present or not.
     """
 
     holds = frozenset({"permutation_equivariant", "random"})

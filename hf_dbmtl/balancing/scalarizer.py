@@ -32,7 +32,7 @@ class TorchJDScalarizer(Adapted, LossTransform):
     losses again after the step of the model's optimizer; DWA's averages are of epochs.
 
     Args:
-        source (`Scalarizer`):
+        given (`Scalarizer`):
             The object.
         learning_rate (`float`, *optional*, defaults to 0.0025):
             The learning rate of what is learned, as for `uw`.
@@ -43,13 +43,14 @@ class TorchJDScalarizer(Adapted, LossTransform):
     holds = frozenset()
     entangled = True
 
-    def __init__(self, source: Scalarizer, learning_rate: float = 2.5e-3, optimizer: str = "sgd"):
-        super().__init__(source)
+    def __init__(self, given: Scalarizer, learning_rate: float = 2.5e-3, optimizer: str = "sgd"):
+        super().__init__(given)
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"`optimizer` must be one of {list(OPTIMIZERS)}, and is {optimizer!r}.")
         if not 0.0 <= learning_rate < math.inf:
             raise ValueError(f"`learning_rate` must be a finite number, zero or more, and is {learning_rate}.")
-        self.looks_again = isinstance(source, FAMO)
+        self.looks_again = isinstance(given, FAMO)
+        self.learning_rate, self.optimizer = learning_rate, optimizer
         self.learned = [] if self.looks_again else [one for one in self.source.parameters() if one.requires_grad]
         # one module with all that there is to be saved
         self.kept = nn.Module()
@@ -69,7 +70,7 @@ class TorchJDScalarizer(Adapted, LossTransform):
     def scale(self, losses: Mapping[str, float]) -> float:
         if isinstance(self.source, DWA) and self._epoch > self.kept.epoch:
             self.source.step()
-        self.kept.epoch = self._epoch
+            self.kept.epoch = self._epoch
         values = torch.tensor(list(losses.values()), dtype=torch.float64, requires_grad=True)
         with torch.enable_grad():
             total = self.call(self.source, values, list(losses), self._step)

@@ -20,15 +20,15 @@ VARIANTS = ("paper", "official")
 
 class STCH(LossTransform):
     r"""
-    A smooth maximum of the losses, $\mu \log \sum_t \exp(\lambda_t (\ell_t - z^*_t) / \mu)$ with preferences $\lambda$ and an
-    ideal point $z^*$, from *Smooth Tchebycheff Scalarization for Multi-Objective Optimization* (ICML 2024, arXiv 2402.19078).
-    The derivative is $\lambda_t p_t$, $p = \mathrm{softmax}(\lambda (\ell - z^*) / \mu)$ over the tasks present, and heads
-    carry it. So it is in the paper's definition and in TorchJD, the default here.
+    A smooth maximum of the losses, $\mu \log \sum_t \exp(\lambda_t (\ell_t - z^*_t) / \mu)$ with preferences $\lambda$
+    and an ideal point $z^*$, from *Smooth Tchebycheff Scalarization for Multi-Objective Optimization* (ICML 2024, arXiv
+    2402.19078). The derivative is $\lambda_t p_t$, $p = \mathrm{softmax}(\lambda (\ell - z^*) / \mu)$ over the tasks
+    present, and heads carry it. So it is in the paper's definition and in TorchJD, the default here.
 
-    `variant="official"` is what the authors' code for multi-task learning, and LibMTL, make of it:
-    $n \mu \log \sum_t \exp(\log(\ell_t / \bar\ell_t) / \mu)$ over the $n$ tasks present, with the derivative $n p_t / \ell_t$,
-    $p \propto (\ell_t / \bar\ell_t)^{1/\mu}$. $\bar\ell_t$ is the average loss in epoch number `warmup_epochs`; up to the end
-    of that epoch the logarithms are summed (`log`). A loss below $\epsilon$ = 1e-8 counts as $\epsilon$ (1e-20 there).
+    `variant="official"` is what the authors' code for multi-task learning, and LibMTL, make of it: $n \mu \log \sum_t
+    \exp(\log(\ell_t / \bar\ell_t) / \mu)$ over the $n$ tasks present, with the derivative $n p_t / \ell_t$, $p \propto
+    (\ell_t / \bar\ell_t)^{1/\mu}$. $\bar\ell_t$ is the average loss in epoch number `warmup_epochs`; up to the end of
+    that epoch the logarithms are summed (`log`). A loss below $\epsilon$ = 1e-8 counts as $\epsilon$ (1e-20 there).
 
     Args:
         mu (`float`, *optional*, defaults to 1.0):
@@ -40,8 +40,8 @@ class STCH(LossTransform):
         ideal (`Mapping[str, float]`, *optional*):
             $z^*_t$ of a task, 0 where silent. For the paper's variant.
         warmup_epochs (`int`, *optional*, defaults to 4):
-            For the official variant, the number of epochs before the one over which $\bar\ell$ is averaged. A run of fewer
-            epochs than `warmup_epochs` + 2 never gets past the sum of logarithms.
+            For the official variant, the number of epochs before the one over which $\bar\ell$ is averaged. A run of
+            fewer epochs than `warmup_epochs` + 2 never gets past the sum of logarithms.
     """
 
     holds = frozenset({"permutation_equivariant"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from types import UnionType
@@ -39,7 +40,7 @@ from .uw import UW
 from .weightings import Equal
 
 
-__all__ = ["COMPOSED", "MEMORIES", "TRANSFORMS", "WEIGHTINGS", "balancer_names", "make_balancer"]
+__all__ = ["COMPOSED", "MEMORIES", "TRANSFORMS", "WEIGHTINGS", "balancer_names", "describe_balancer", "make_balancer"]
 
 TRANSFORMS: dict[str, type] = {
     "log": Log,
@@ -75,6 +76,13 @@ WEIGHTINGS: dict[str, type] = {
 }
 COMPOSED: dict[str, str] = {"db_mtl": "log+ema+max_norm", "imtl": "imtl_l+imtl_g"}
 
+_TWO_BATCHES = (
+    "its weights come from products of gradients of independent batches, which a step has as its micro-batches at "
+    "most: the update would depend on how the batch is cut into them, and there would be none without accumulation. "
+    "Nearest to it are 'mgda' and 'moco'"
+)
+LEFT_OUT = {"sdmgrad": _TWO_BATCHES, "modo": _TWO_BATCHES}
+
 
 def balancer_names() -> list[str]:
     """The names that `balancer=` takes, each also a part to compose with `+` where it is not composed itself."""
@@ -82,15 +90,15 @@ def balancer_names() -> list[str]:
 
 
 def make_balancer(
-    name: str, options: Mapping[str, Any] | None = None, task_weights: Mapping[str, float] | None = None
+    name: str | Any, options: Mapping[str, Any] | None = None, task_weights: Mapping[str, float] | None = None
 ) -> Balancer:
     """
     Makes a balancer from its name.
 
     Args:
-        name (`str`):
+        name (`str`, or an instance of a `Weighting`, an `Aggregator` or a `Scalarizer` of TorchJD):
             `"[transform+][ema+][weighting]"`, at most one of each, in that order, or the name of such a triple:
-            `"db_mtl"` stands for `"log+ema+max_norm"`, `"ew"` for the plain sum.
+            `"db_mtl"` stands for `"log+ema+max_norm"`, `"ew"` for the plain sum. An object of TorchJD is copied.
         options (`Mapping`, *optional*):
             The options of its parts, flat (`{"beta": 0.9}`) or by part (`{"ema": {"beta": 0.9}}`).
         task_weights (`Mapping[str, float]`, *optional*):
@@ -100,6 +108,10 @@ def make_balancer(
         `ValueError`: for an unknown name or option (the nearest ones are named), parts out of order, or an option's value.
         `TypeError`: for an option of the wrong type, such as a number in quotes.
     """
+    if not isinstance(name, str):
+        from .scalarizer import adapt
+
+        return adapt(name, options, task_weights)
     parts = _parse(name)
     for part, kind in parts.items():
         for other in parts:
@@ -120,15 +132,22 @@ def make_balancer(
     )
 
 
+def describe_balancer(balancer: str | Any) -> str:
+    """A name as it is, and of an object of TorchJD how it was made, in one line that is the same in every run."""
+    if isinstance(balancer, str):
+        return balancer
+    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(balancer).split()))
+
+
 def _parse(name: str) -> dict[str, type]:
     """The parts of a name and their classes, in the order of the triple."""
-    if not isinstance(name, str):
-        raise TypeError(f"`balancer` must be a name such as 'db_mtl' or 'log+max_norm', and is {name!r}.")
     words = COMPOSED.get(name, name).split("+")
     places = {word: place for place, room in enumerate((TRANSFORMS, MEMORIES, WEIGHTINGS)) for word in room}
     for word in words:
         if word in COMPOSED:
             raise ValueError(f"'{word}' stands for '{COMPOSED[word]}': write its parts to compose them otherwise.")
+        if word in LEFT_OUT:
+            raise ValueError(f"The balancer '{word}' is not offered: {LEFT_OUT[word]}.")
         if word not in places:
             raise ValueError(
                 f"Unknown balancer '{word}'{'' if word == name else f' in {name!r}'}{_nearest(word, balancer_names())}"

@@ -45,14 +45,14 @@ class Adapted(Part):
     `state_dict` of TorchJD's objects has holes.
 
     Args:
-        source (`nn.Module`):
+        given (`nn.Module`):
             The object. The copy that the run works with is `source` of this part.
     """
 
     paper = "an object of TorchJD, torchjd.org"
 
-    def __init__(self, source: nn.Module):
-        self.source = in_double(copy.deepcopy(source), torch.device("cpu"))
+    def __init__(self, given: nn.Module):
+        self.source = in_double(copy.deepcopy(given), torch.device("cpu"))
         self.stateful = any(isinstance(part, Stateful) for part in self.source.modules())
         self.memory = "what the object keeps" if self.stateful else "none"
         self.snapshot = Snapshot(self.source, rebuild, DERIVED)
@@ -78,7 +78,7 @@ class Adapted(Part):
         if not found.isfinite().all():
             raise ValueError(
                 f"{self} gave {found.tolist() if found.numel() < 50 else 'numbers'} in balanced step {step}, with the tasks "
-                f"{list(tasks)}: not finite. Choose a balancer of this package by its name, or `non_finite` gradients' cause."
+                f"{list(tasks)}: not finite. The balancers that this package has a name for cope with any finite gradients."
             )
         return found
 
@@ -101,12 +101,12 @@ class TorchJDWeighting(Adapted, GramianWeighting):
     one batch of the step, and are then biased as MGDA is.
 
     Args:
-        source (`nn.Module`):
+        given (`nn.Module`):
             The object.
     """
 
-    def __init__(self, source: nn.Module):
-        super().__init__(source)
+    def __init__(self, given: nn.Module):
+        super().__init__(given)
         self.weighting, self.stat = stat_of(self.source)
         if any(isinstance(part, TWO_BATCHES) for part in self.source.modules()):
             warnings.warn(f"{self} is given the Gramian of one batch; it is meant for two independent ones.", stacklevel=2)
@@ -126,17 +126,16 @@ class TorchJDAggregator(Adapted, CoordinateWeighting):
     ExcessMTL. The matrix is put together in float64, `(tasks, parameters)`, and so only in one process.
 
     Args:
-        source (`nn.Module`):
+        given (`nn.Module`):
             The object.
 
     Raises:
         `ValueError`: with several processes.
     """
 
-    def __init__(self, source: nn.Module):
-        super().__init__(source)
+    def __init__(self, given: nn.Module):
+        super().__init__(given)
         self.weighting, _ = stat_of(self.source)
-        self.weighted = self.weighting is not None
 
     def combine(
         self, rows: Mapping[str, Vector], losses: Sequence[float], step: int, task_weights: Sequence[float]
@@ -148,7 +147,12 @@ class TorchJDAggregator(Adapted, CoordinateWeighting):
             )
         first, *others = rows.values()
         pieces: list[Tensor] = []
-        first.map(others, lambda stretch, *_: pieces.append(stretch) or stretch[0])
+
+        def collect(stretch: Tensor, parameter: int, start: int) -> Tensor:
+            pieces.append(stretch)
+            return stretch.new_zeros(1)
+
+        first.sums(others, collect)
         matrix = torch.cat(pieces, dim=1) if pieces else torch.zeros(len(rows), 0, dtype=torch.float64)
         in_double(self.source, matrix.device)
         with torch.no_grad():

@@ -15,12 +15,12 @@ __all__ = ["Identity", "LossTransform"]
 
 class LossTransform(Part):
     r"""
-    A function $\Phi$ of the tasks' losses that is differentiated in place of their sum. By the chain rule the gradient of
-    task $t$ is $\frac{\partial\Phi}{\partial\ell_t} \nabla \ell_t$, so that a transform is its derivatives. They are taken
-    at the mean losses over all micro-batches and processes, never at a part of them, and come in two factors: one known
-    as soon as the task's own loss is ([`~LossTransform.derivative`], of which nothing may be remembered: the step may still
-    be skipped, the task turn out to be absent), and one common to all tasks, known at the end of the step
-    ([`~LossTransform.scale`]).
+    A function $\Phi$ of the tasks' losses that is differentiated in place of their sum. By the chain rule the gradient
+    of task $t$ is $\frac{\partial\Phi}{\partial\ell_t} \nabla \ell_t$, so that a transform is its derivatives. They
+    are taken at the mean losses over all micro-batches and processes, never at a part of them, and come in two factors:
+    one known as soon as the task's own loss is ([`~LossTransform.derivative`], of which nothing may be remembered: the
+    step may still be skipped, the task turn out to be absent), and one common to all tasks, known at the end of the
+    step ([`~LossTransform.scale`]).
     """
 
     needs = "losses"
@@ -32,7 +32,7 @@ class LossTransform(Part):
     entangled: ClassVar[bool] = False
 
     def begin(self, step: int, epoch: int = 0) -> None:
-        """Told at the beginning of what is going to be balanced step `step` (from 1), in `epoch` (from 0), unless skipped."""
+        """Told before what will be balanced step `step` (from 1), in `epoch` (from 0), unless it is skipped."""
 
     def derivative(self, task: str, loss: Tensor) -> Tensor:
         r"""
@@ -55,8 +55,9 @@ class LossTransform(Part):
 
     def rescale(self, task: str, loss: float) -> float:
         """
-        Told the loss of a task that is present, as it comes: the factor by which whatever came before has to be multiplied
-        for [`~LossTransform.scale`] to be common to all. A sum of exponentials is kept relative to the largest so far.
+        Told the loss of a task that is present, as it comes: the factor by which whatever came before has to be
+        multiplied for [`~LossTransform.scale`] to be common to all. A sum of exponentials is kept relative to the
+        largest so far.
         """
         return 1.0
 

@@ -17,21 +17,21 @@ __all__ = ["UW"]
 
 class UW(LossTransform):
     r"""
-    Weights every loss by the homoscedastic uncertainty of its task, $\sum_t \frac12 e^{-s_t} \ell_t + \frac12 s_t$ with a
-    learned log-variance $s_t$, from *Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics*
-    (CVPR 2018, arXiv 1705.07115, section 3.2). The derivative is $\frac12 e^{-s_t}$, and heads carry it. A task that is
-    absent from a step keeps its $s_t$.
+    Weights every loss by the homoscedastic uncertainty of its task, $\sum_t \frac12 e^{-s_t} \ell_t + \frac12 s_t$ with
+    a learned log-variance $s_t$, from *Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
+    Semantics* (CVPR 2018, arXiv 1705.07115, section 3.2). The derivative is $\frac12 e^{-s_t}$, and heads carry it. A
+    task that is absent from a step keeps its $s_t$.
 
     As in LibMTL and TorchJD the same formula serves every kind of loss. The paper's own, $\frac12 e^{-s}$ for a squared
-    error and $e^{-s}$ for a cross-entropy, differs by a shift of $s$ only, which is learned anyway. Where $s_t$ falls below
-    $\log \epsilon$, that of a loss below $\epsilon$ = 1e-8, the weight grows no further.
+    error and $e^{-s}$ for a cross-entropy, differs by a shift of $s$ only, which is learned anyway. Where $s_t$ falls
+    below $\log \epsilon$, that of a loss below $\epsilon$ = 1e-8, the weight grows no further.
 
     Args:
         init (`float`, *optional*, defaults to 0.0):
             Where every $s_t$ starts. TorchJD takes 0 as well, LibMTL -0.5; the paper finds that it does not matter.
         learning_rate (`float`, *optional*, defaults to 0.0025):
-            The learning rate of $s$. In the paper $s$ is learned together with the network, by the same optimizer; this is
-            the learning rate given there.
+            The learning rate of $s$. In the paper $s$ is learned together with the network, by the same optimizer; this
+            is the learning rate given there.
         optimizer (`str`, *optional*, defaults to `"sgd"`):
             `"sgd"` or `"adam"`.
     """
@@ -42,7 +42,7 @@ class UW(LossTransform):
 
     def __init__(self, init: float = 0.0, learning_rate: float = 2.5e-3, optimizer: str = "sgd"):
         if not math.isfinite(init):
-            raise ValueError(f"`init` must be a finite number, the log-variance that every task starts with, and is {init}.")
+            raise ValueError(f"`init` must be a finite number, the log-variance of every task at first, and is {init}.")
         self.init = init
         self.log_variance = Learned(learning_rate, optimizer)
 

@@ -20,7 +20,7 @@ from .yaml_file import load_yaml, parse_yaml
 
 __all__ = ["read_config", "training_settings"]
 
-# 50 records in a run of any length, so that there is something to plot; transformers' 500 steps are more than many runs have
+# 50 records in a run of any length, so that there is something to plot: many have fewer than transformers' 500 steps
 LOGGING_STEPS = 0.02
 # what transformers leaves to scripts: this one trains and evaluates
 FIXED = {"do_train": True, "do_eval": True, "do_predict": False}
@@ -34,12 +34,12 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> tuple[TrainSettings
         path (`str`):
             The YAML file.
         overrides (`Sequence[str]`, *optional*):
-            What the command line holds behind it: `--name value`, `--name=value` or `--name value value`; a dot leads into
-            a mapping (`--tasks.mrpc.text`).
+            What the command line holds behind it: `--name value`, `--name=value` or `--name value value`; a dot leads
+            into a mapping (`--tasks.mrpc.text`).
 
     Raises:
-        [`CommandError`]: an unknown setting, a value of the wrong type, one missing, or what the training arguments refuse.
-            It names the file (or the command line), the setting and the nearest name.
+        [`CommandError`]: an unknown setting, a value of the wrong type, one missing, or what the training arguments
+            refuse. It names the file (or the command line), the setting and the nearest name.
     """
     known = run_settings() | training_settings()
     merged = _check(load_yaml(path), known, f"{path}: ")
@@ -97,7 +97,8 @@ def _check_task(name: Any, value: Any, group: type, where: str) -> dict[str, Any
     except (TypeError, ValueError) as error:
         raise CommandError(f"{where}: {error}") from error
     if not isinstance(value, Mapping):
-        raise CommandError(f"{where}.{name}: it must be a mapping of {', '.join(settings_of(group))}, and is {value!r}.")
+        names = ", ".join(settings_of(group))
+        raise CommandError(f"{where}.{name}: it must be a mapping of {names}, and is {value!r}.")
     return _check(value, settings_of(group), f"{where}.{name}.")
 
 
@@ -105,14 +106,15 @@ def _hint(name: Any, value: Any, known: Mapping[str, Setting]) -> str:
     """What an unknown setting may have been meant for."""
     run = run_settings() | training_settings()
     at_top = known.keys() == run.keys()
+    inside = [one for one in value if one in run] if isinstance(value, Mapping) else []
+    if at_top and inside:
+        return f": put {', '.join(inside)} at the top of the file, without '{name}:' above."
     if near := nearest(name, known):
         return near
     if not at_top and name in run:
         return ": it is a setting of the whole run, to stand at the top of the file, without indentation."
     if not at_top:
         return f": those here are {', '.join(known)}."
-    if isinstance(value, Mapping) and (inside := [one for one in value if one in run]):
-        return f": put {', '.join(inside)} at the top of the file, without '{name}:' above."
     if name in settings_of(run["tasks"].group_by_name):
         return ": it is a setting of a task, to stand below the task's name."
     return ": `hf-dbmtl train --help_all` lists them."

@@ -58,7 +58,8 @@ def _encode_texts(
             if not isinstance(value, str):
                 what = "is empty in one row" if value is None else f"holds {value!r} of type {type(value).__name__}"
                 raise CommandError(
-                    f"Task '{reader.name}': the text column '{column}' {what}: give strings, or name another column in `text`."
+                    f"Task '{reader.name}': the text column '{column}' {what}: give strings, or name another column in "
+                    "`text`."
                 )
     batch = tokenizer(*(rows[column] for column in text), truncation=max_length is not None, max_length=max_length)
     return {**batch, "labels": reader(rows)}
@@ -68,8 +69,8 @@ def _encode_words(
     rows: Mapping[str, list], tokenizer: Any, text: list[str], reader: LabelReader, max_length: int | None
 ) -> dict[str, list]:
     """
-    Tokenizes the words as the text they make, so that a token is what it will be in raw text, whatever the tokenizer. The
-    first token of a word carries its label, the others none.
+    Tokenizes the words as the text they make, so that a token is what it will be in raw text, whatever the tokenizer.
+    The first token of a word carries its label, the others none.
     """
     (column,) = text
     sentences = [_words(value, column, reader.name) for value in rows[column]]
@@ -77,8 +78,8 @@ def _encode_words(
     for words, labels, given in zip(sentences, by_word, rows[reader.columns[0]]):
         if given is not None and len(words) != len(labels):
             raise CommandError(
-                f"Task '{reader.name}': a row has {len(words)} words and {len(labels)} labels, and every word needs one: "
-                f"{' '.join(words)[:80]!r}."
+                f"Task '{reader.name}': a row has {len(words)} words and {len(labels)} labels, every word needs one:"
+                f" {' '.join(words)[:80]!r}."
             )
     batch = tokenizer(
         [" ".join(words) for words in sentences],
@@ -94,8 +95,8 @@ def _words(value: Any, column: str, task: str) -> list[str]:
     words = value.split() if isinstance(value, str) else value
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise CommandError(
-            f"Task '{task}': the column '{column}' must hold a list of words per row (or words between white space), and holds "
-            f"{value!r}."
+            f"Task '{task}': the column '{column}' must hold a list of words per row (or words between white space), "
+            f"and holds {value!r}."
         )
     return words
 

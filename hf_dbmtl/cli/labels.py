@@ -27,8 +27,8 @@ MANY = 100
 
 def declare_task(name: str, settings: TaskSettings, train: Dataset) -> Task:
     """
-    The task that the settings declare, its labels completed from the training data where they are silent: the names of a
-    `ClassLabel` column, else the strings that occur, sorted, else as many as the largest number asks for.
+    The task that the settings declare, its labels completed from the training data where they are silent: the names of
+    a `ClassLabel` column, else the strings that occur, sorted, else as many as the largest number asks for.
 
     Raises:
         [`CommandError`]: labels that do not suit the kind of the task.
@@ -80,8 +80,9 @@ def _names_in(name: str, rows: Dataset, column: str, kind: str) -> list[str] | N
         return None
     if kind == "multi_label_classification" and isinstance(rows.features[column], Value):
         raise CommandError(
-            f"Task '{name}': the labels in '{column}' are strings, such as {next(iter(rows[column]), '')!r}. Give a list per "
-            "row, of the names that hold or of a 0 or 1 for every label, or a column of 0 and 1 per label: label: [a, b, c]."
+            f"Task '{name}': the labels in '{column}' are strings, such as {next(iter(rows[column]), '')!r}. Give a "
+            "list per row, of the names that hold or of a 0 or 1 for every label; or a column of 0 and 1 for every "
+            "label, as in label: [a, b, c]."
         )
     found: set[str] = set()
     for label in rows[column][:]:
@@ -89,8 +90,8 @@ def _names_in(name: str, rows: Dataset, column: str, kind: str) -> list[str] | N
     found.discard(None)
     if len(found) > MANY and 2 * len(found) > len(rows):
         raise CommandError(
-            f"Task '{name}': the label column '{column}' holds {len(found)} different strings in {len(rows)} rows. Is it the "
-            "one meant? If so, list them in label_names."
+            f"Task '{name}': the label column '{column}' holds {len(found)} different strings in {len(rows)} rows. Is "
+            "it the one meant? If so, list them in label_names."
         )
     numbers = all(_is_number(one) for one in found)
     return sorted(found, key=int if numbers else None)
@@ -126,8 +127,8 @@ def _shown(names: Sequence[str]) -> str:
 @dataclass
 class LabelReader:
     """
-    Turns the label columns of rows into labels: an index (-100 where it is missing), a list of these by word, or a number or
-    a vector of numbers (NaN where missing).
+    Turns the label columns of rows into labels: an index (-100 where it is missing), a list of these by word, or a
+    number or a vector of numbers (NaN where missing).
 
     Args:
         name (`str`):
@@ -180,8 +181,8 @@ class LabelReader:
     def _number(self, value: Any) -> float:
         if isinstance(value, str):
             raise CommandError(
-                f"Task '{self.name}': label {value!r} is a string, and {self.task.kind} takes numbers: mend the data, or "
-                "name another column in `label`."
+                f"Task '{self.name}': label {value!r} is a string, and {self.task.kind} takes numbers: mend the data, "
+                "or name another column in `label`."
             )
         return math.nan if value is None else float(value)
 
@@ -225,6 +226,6 @@ class LabelReader:
         moved = [one for position, one in enumerate(names) if one in source and source.index(one) != position]
         if len(names) != len(source) or moved:
             raise CommandError(
-                f"Task '{self.name}': label_names are {_shown(names)}, and the data call their classes {_shown(source)}, in "
-                "this order: give the same names, or a new name for each in the same order."
+                f"Task '{self.name}': label_names are {_shown(names)}, and the data call their classes "
+                f"{_shown(source)}, in this order: give the same names, or a new name for each in the same order."
             )

@@ -33,8 +33,8 @@ SEED = 0  # of what is held out or drawn: the same rows whatever the seed of the
 
 def load_rows(task: str, settings: TaskSettings) -> tuple[Dataset, Dataset | None]:
     """
-    The rows of a task, to train on and to evaluate on (`None` where there is to be no evaluation), with the columns that
-    its settings name.
+    The rows of a task, to train on and to evaluate on (`None` where there is to be no evaluation), with the columns
+    that its settings name.
 
     Args:
         task (`str`):
@@ -93,9 +93,7 @@ def _loader(task: str, source: DatasetSettings) -> Loader:
         raise _error(task, f"there is no file or folder {source.path} (seen from {Path.cwd()}).")
     if source.delimiter is not None:
         raise _error(task, "`delimiter` is for local csv files: name them in `data_files`, or leave it out.")
-    return lambda split: load_dataset(
-        source.path, source.name, data_files=files, split=split, revision=source.revision
-    )
+    return lambda split: load_dataset(source.path, source.name, data_files=files, split=split, revision=source.revision)
 
 
 def _files_loader(task: str, source: DatasetSettings, files: Mapping[str, list[str]]) -> Loader:
@@ -136,7 +134,10 @@ def _splits(task: str, source: DatasetSettings, load: Loader) -> tuple[Dataset, 
         raise _error(task, "both `eval_fraction` and what to evaluate on are given: leave one out.")
     every = load(None) if wanted.train is None or wanted.eval is None else {}
     if wanted.train is None and "train" not in every:
-        raise _error(task, f"{_describe(source)} has no split 'train', only {', '.join(every)}: name it in split.train.")
+        known = ", ".join(every)
+        raise _error(
+            task, f"{_describe(source)} has no split 'train', only {known}: name the one meant in split.train."
+        )
     train = every["train"] if wanted.train is None else load(wanted.train)
     if wanted.eval is not None:
         return train, load(wanted.eval)
@@ -146,8 +147,9 @@ def _splits(task: str, source: DatasetSettings, load: Loader) -> tuple[Dataset, 
     if found is None:
         raise _error(
             task,
-            f"{_describe(source)} has nothing to evaluate on (its splits: {', '.join(every)}). Name what has (split.eval or "
-            "data_files.eval), hold out a share of the training rows (eval_fraction: 0.1), or do without (eval_fraction: 0).",
+            f"{_describe(source)} has nothing to evaluate on (its splits: {', '.join(every)}). Name what has "
+            "(split.eval or data_files.eval), hold out a share of the training rows (eval_fraction: 0.1), or do "
+            "without (eval_fraction: 0).",
         )
     return train, every[found]
 
@@ -155,8 +157,8 @@ def _splits(task: str, source: DatasetSettings, load: Loader) -> tuple[Dataset, 
 def _select(task: str, rows: Dataset, columns: Sequence[str]) -> Dataset:
     for column in columns:
         if column not in rows.column_names:
-            hint = nearest(column, rows.column_names) or "."
-            raise _error(task, f"its data have no column '{column}'{hint} Their columns are {', '.join(rows.column_names)}.")
+            hint, known = nearest(column, rows.column_names) or ".", ", ".join(rows.column_names)
+            raise _error(task, f"its data have no column '{column}'{hint} Their columns are {known}.")
     return rows.select_columns(list(dict.fromkeys(columns)))
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, enable_full_determinism, set_seed
@@ -18,32 +16,18 @@ from hf_dbmtl_cli import CommandError
 
 from ..callbacks import MultiTaskProgressCallback, PlotCallback
 from ..configuration import MultiTaskConfig
-from ..metrics import baseline_metrics, main_metric
+from ..metrics import main_metric
 from ..modeling import MultiTaskModel
-from ..tasks import Task
 from ..trainer import MultiTaskTrainer
 from ..training_args import MultiTaskTrainingArguments
 from .config import read_config, run_settings, training_settings
-from .encoding import encode
-from .labels import LabelReader, declare_task
+from .preparation import Data, load_data
 from .settings import Setting, TaskSettings, TrainSettings, settings_of
-from .sources import as_list, load_rows, sample
-from .values import nearest
 
 
-__all__ = ["Data", "load_data", "run", "train"]
+__all__ = ["run", "train"]
 
 NO_LIMIT = 1_000_000  # tokenizers that know of no limit name a much larger number
-
-
-@dataclass
-class Data:
-    """The tasks, and their data as the Trainer takes them."""
-
-    tasks: dict[str, Task]
-    train: dict[str, Dataset]
-    eval: dict[str, Dataset]
-    baselines: dict[str, dict[str, float]]
 
 
 def run(given: argparse.Namespace) -> None:
@@ -72,6 +56,7 @@ def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTas
     Raises:
         [`CommandError`]: what is known to be wrong before the first step.
     """
+    checkpoint = _checkpoint(args.resume_from_checkpoint)
     logging.set_verbosity(args.get_process_log_level())
     # the heads are made before the Trainer sets the seed
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
@@ -81,15 +66,15 @@ def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTas
     trainer = _make_trainer(settings, args, tokenizer, data)
     MultiTaskProgressCallback.replace(trainer)
 
-    result = trainer.train(resume_from_checkpoint=_checkpoint(args.resume_from_checkpoint))
+    result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)
     metrics = trainer.evaluate() if data.eval else {}
     if metrics:
         trainer.save_metrics("eval", metrics)
-    hub = [one.dataset.path for one in settings.tasks.values() if one.dataset.path and not Path(one.dataset.path).exists()]
-    card = {"baselines": data.baselines, "dataset": list(dict.fromkeys(hub)) or None}
+    paths = dict.fromkeys(task.dataset.path for task in settings.tasks.values() if task.dataset.path)
+    card = {"baselines": data.baselines, "dataset": [path for path in paths if not Path(path).exists()] or None}
     if args.push_to_hub:
         trainer.push_to_hub(**card)
     else:
@@ -99,68 +84,6 @@ def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTas
         console.print(_table(data, metrics))
         console.print(f"The model, its card and its metrics are in {args.output_dir}.", highlight=False, soft_wrap=True)
     return trainer
-
-
-def load_data(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase, longest: int | None = None) -> Data:
-    """
-    Loads and tokenizes the data of all tasks.
-
-    Args:
-        settings ([`TrainSettings`]):
-            The tasks.
-        tokenizer (`PreTrainedTokenizerBase`):
-            The tokenizer.
-        longest (`int`, *optional*):
-            Tokens of an input, where the settings do not say.
-    """
-    data = Data({}, {}, {}, {})
-    for name, task in settings.tasks.items():
-        _check_task(name, task)
-        train_rows, eval_rows = load_rows(name, task)
-        declared = declare_task(name, task, train_rows)  # before rows are drawn: the names must all be there
-        length = _max_length(name, task.max_length or settings.max_length, longest)
-
-        def prepare(rows: Dataset, own: int | None, common: int | None) -> Dataset:
-            reader = LabelReader.of(name, declared, as_list(task.label), rows)
-            return encode(sample(rows, common if own is None else own), tokenizer, as_list(task.text), reader, length)
-
-        data.tasks[name] = declared
-        data.train[name] = prepare(train_rows, task.max_train_samples, settings.max_train_samples)
-        if eval_rows is not None:
-            data.eval[name] = prepare(eval_rows, task.max_eval_samples, settings.max_eval_samples)
-            data.baselines[name] = _baseline(name, declared, data.train[name], data.eval[name])
-    return data
-
-
-def _check_task(name: str, settings: TaskSettings) -> None:
-    limit = 1 if settings.kind == "token_classification" else 2
-    for what, columns, most in (("text", as_list(settings.text), limit), ("label", as_list(settings.label), None)):
-        if not columns or (most is not None and len(columns) > most):
-            wanted = "one column or more" if most is None else "one column" if most == 1 else "one column or two"
-            raise CommandError(f"Task '{name}': `{what}` must name {wanted}, and names {columns}.")
-    for what in ("max_length", "max_train_samples", "max_eval_samples"):
-        if (count := getattr(settings, what)) is not None and count < 1:
-            raise CommandError(f"Task '{name}': `{what}` must be 1 or more, and is {count}.")
-
-
-def _max_length(name: str, wanted: int | None, longest: int | None) -> int | None:
-    if wanted is not None and longest is not None and wanted > longest:
-        raise CommandError(f"Task '{name}': max_length={wanted} is more than the {longest} tokens that the encoder takes.")
-    return longest if wanted is None else wanted
-
-
-def _baseline(name: str, task: Task, train_rows: Dataset, eval_rows: Dataset) -> dict[str, float]:
-    """What never looking at the input reaches; and the check that the main metric is one that will be computed."""
-    try:
-        metrics = baseline_metrics(task, train_rows["labels"][:], eval_rows["labels"][:])
-    except ValueError:
-        return {}  # no labels: the Trainer's own check says it better
-    if metrics and main_metric(task) not in metrics:
-        raise CommandError(
-            f"Task '{name}': main_metric '{task.main_metric}' is not computed{nearest(task.main_metric, metrics) or '.'} "
-            f"Those of its kind are {', '.join(metrics)}."
-        )
-    return metrics
 
 
 def _load_tokenizer(settings: TrainSettings) -> tuple[PreTrainedTokenizerBase, int | None]:
@@ -178,8 +101,8 @@ def _load_tokenizer(settings: TrainSettings) -> tuple[PreTrainedTokenizerBase, i
         raise CommandError(f"{what} '{name}' could not be loaded: {' '.join(str(error).split())}") from error
     if isinstance(config, MultiTaskConfig):
         raise CommandError(
-            f"model_name_or_path '{settings.model_name_or_path}' has its heads already: name its encoder, or go on with an "
-            "interrupted run by --resume_from_checkpoint."
+            f"model_name_or_path '{settings.model_name_or_path}' has its heads already: name its encoder, or go on "
+            "with an interrupted run by --resume_from_checkpoint."
         )
     if tokenizer.pad_token is None:  # decoders have none; what is padded is masked
         tokenizer.pad_token = tokenizer.eos_token
@@ -212,7 +135,9 @@ def _make_trainer(
 def _checkpoint(given: str | bool | None) -> str | bool | None:
     """What `Trainer.train` takes: a folder, or whether to go on from the newest checkpoint."""
     if isinstance(given, str) and not Path(given).is_dir():
-        raise CommandError(f"resume_from_checkpoint: there is no folder {given}; true stands for the newest in output_dir.")
+        raise CommandError(
+            f"resume_from_checkpoint: there is no folder {given}. true takes the newest checkpoint in output_dir."
+        )
     return given
 
 
@@ -220,21 +145,26 @@ def _table(data: Data, metrics: Mapping[str, float]) -> Table:
     """The main metric of every task beside the baseline's, and their average."""
     table = Table(title="Results", title_justify="left", caption_justify="left")
     table.caption = "baseline: always the most frequent class, or the mean" if metrics else "not evaluated"
-    for column in ("task", "kind", "metric"):
+    for column in ("task", "metric"):
         table.add_column(column)
-    for column in ("train rows", "eval rows", "baseline", "result", "loss"):
-        table.add_column(column, justify="right")
+    for column in ("train", "eval", "baseline", "result", "loss"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, task in data.tasks.items():
-        metric, rows = main_metric(task), data.eval.get(name)
-        values = (data.baselines.get(name, {}).get(metric), metrics.get(f"eval_{name}_{metric}"))
-        shown = ["" if value is None else f"{value:.4f}" for value in (*values, metrics.get(f"eval_{name}_loss"))]
-        sizes = [f"{len(data.train[name]):,}", "" if rows is None else f"{len(rows):,}"]
-        table.add_row(name, task.kind.replace("_", " "), metric, *sizes, *shown)
-    if "eval_average" in metrics:
+        metric, rows = main_metric(task), data.eval.get(name, ())
+        numbers = (
+            data.baselines.get(name, {}).get(metric),
+            metrics.get(f"eval_{name}_{metric}"),
+            metrics.get(f"eval_{name}_loss"),
+        )
+        table.add_row(name, metric, f"{len(data.train[name]):,}", f"{len(rows):,}", *map(_shown, numbers))
+    if metrics:
         table.add_section()
-        average = [f"{metrics[key]:.4f}" if key in metrics else "" for key in ("eval_average", "eval_loss")]
-        table.add_row("average", "", "", "", "", "", *average)
+        table.add_row("average", "", "", "", "", *(_shown(metrics.get(key)) for key in ("eval_average", "eval_loss")))
     return table
+
+
+def _shown(number: float | None) -> str:
+    return "" if number is None else f"{number:.4g}" if abs(number) >= 1000 else f"{number:.4f}"
 
 
 def _print_settings(console: Console) -> None:

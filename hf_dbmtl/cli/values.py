@@ -35,8 +35,8 @@ def takes_mapping(hint: Any) -> bool:
 
 def fit(value: Any, hint: Any, choices: Iterable[Any] | None = None) -> Any:
     """
-    `value` as a type hint wants it: words such as `yes` and `off` become booleans, whole floats (`1e3`) integers, and JSON
-    in a string the mapping it describes, each where the hint has no use for what it was.
+    `value` as a type hint wants it: words such as `yes` and `off` become booleans, whole floats (`1e3`) integers, and
+    JSON in a string the mapping it describes, each where the hint has no use for what it was.
 
     Args:
         value (`Any`):

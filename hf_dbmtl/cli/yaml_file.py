@@ -16,20 +16,22 @@ __all__ = ["load_yaml", "parse_yaml"]
 
 class _Loader(yaml.SafeLoader):
     """
-    The scalars of YAML 1.2: `2e-5` is a number, `no` and `on` are words (`eval_strategy: no`, `label_names: [no, yes]`), a
-    date or `1:30` is text. PyYAML reads YAML 1.1, where none of this holds. A key that is there twice, of which PyYAML would
-    take the last, is refused.
+    The scalars of YAML 1.2: `2e-5` is a number, `no` and `on` are words (`eval_strategy: no`, `label_names: [no,
+    yes]`), a date or `1:30` is text. PyYAML reads YAML 1.1, where none of this holds. A key that is there twice, of
+    which PyYAML would take the last, is refused.
     """
 
     yaml_implicit_resolvers: dict[str | None, list] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key_node.tag != "tag:yaml.org,2002:merge" and isinstance(key, (str, int, float)) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' is there twice", key_node.start_mark)
-            seen.add(key if isinstance(key, (str, int, float)) else None)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key.value}' is there twice", key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 

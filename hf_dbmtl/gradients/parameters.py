@@ -49,7 +49,11 @@ def split_parameters(
     if not shared:
         raise ValueError(
             f"No trainable parameter of {type(model).__name__} is shared"
-            + ("" if isinstance(shared_parameters, nn.Module | None) else f" with shared_parameters={shared_parameters!r}")
+            + (
+                ""
+                if isinstance(shared_parameters, nn.Module | None)
+                else f" with shared_parameters={shared_parameters!r}"
+            )
             + ": there is nothing to balance. Unfreeze a part of the encoder, or name others in `shared_parameters`."
         )
     return shared, heads
@@ -63,8 +67,9 @@ def _rule(
         modules = dict(model.named_children())
         if "heads" not in modules:
             raise ValueError(
-                f"{type(model).__name__} has no submodule `heads`, so it is unknown which parameters its tasks share. Name "
-                "them: MultiTaskTrainer(shared_parameters=...) takes a regular expression, a list of names or a module."
+                f"{type(model).__name__} has no submodule `heads`, so it is unknown which parameters its tasks share. "
+                "Name them: MultiTaskTrainer(shared_parameters=...) takes a regular expression, a list of names or a "
+                "module."
             )
         return lambda name, parameter: not name.startswith("heads.")
     if isinstance(shared_parameters, nn.Module):
@@ -79,16 +84,20 @@ def _rule(
         try:
             pattern = re.compile(shared_parameters)
         except re.error as error:
-            raise ValueError(f"shared_parameters={shared_parameters!r} is not a regular expression: {error}.") from error
+            raise ValueError(
+                f"shared_parameters={shared_parameters!r} is not a regular expression: {error}."
+            ) from error
         return lambda name, parameter: pattern.search(name) is not None
     if not isinstance(shared_parameters, (Sequence, Set)) or isinstance(shared_parameters, bytes):
         raise TypeError(
-            "`shared_parameters` must be a regular expression, a list of names of parameters or modules, or a module of the "
-            f"model, and is {shared_parameters!r}."
+            "`shared_parameters` must be a regular expression, a list of names of parameters or modules, or a module "
+            f"of the model, and is {shared_parameters!r}."
         )
     for entry in shared_parameters:
         if not isinstance(entry, str):
-            raise TypeError(f"`shared_parameters` holds a {type(entry).__name__}: give the names of parameters or modules.")
+            raise TypeError(
+                f"`shared_parameters` holds a {type(entry).__name__}: give the names of parameters or modules."
+            )
         if not any(_under(name, entry) for name in names):
             near = difflib.get_close_matches(entry, _names_and_prefixes(names), n=3)
             raise ValueError(

@@ -29,8 +29,8 @@ Step = dict[str, Item]
 
 def draw(tasks: int, size: int, seed: int, spread: float = 1.0, steps: int = STEPS, common: float = 0.0) -> list[Step]:
     """
-    Steps of `tasks` tasks with gradients of `size` entries and norms that are `spread` apart, which share a direction as far
-    as `common` says; losses from 0.1 to 3.
+    Steps of `tasks` tasks with gradients of `size` entries and norms that are `spread` apart, that share a direction as
+    far as `common` says; losses from 0.1 to 3.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -47,8 +47,8 @@ def draw(tasks: int, size: int, seed: int, spread: float = 1.0, steps: int = STE
     return drawn
 
 
-# Three tasks in many dimensions, with norms alike and far apart; two tasks; more tasks than dimensions, in conflict; and
-# tasks that mostly agree.
+# Three tasks in many dimensions, with norms alike and far apart; two tasks; more tasks than dimensions, in conflict;
+# and tasks that mostly agree.
 CASES = [draw(3, 12, 0), draw(3, 12, 1, spread=2.0), draw(2, 5, 2), draw(8, 4, 3), draw(4, 6, 9, common=2.0)]
 
 

@@ -68,7 +68,8 @@ def saved(balancer: Balancer) -> dict:
         "steps": state["steps"],
         "tensors": {key: tensor.detach().contiguous().clone() for key, tensor in state["tensors"].items()},
         "vectors": {
-            key: {task: row.new_zero().add_(row) for task, row in rows.items()} for key, rows in state["vectors"].items()
+            key: {task: row.new_zero().add_(row) for task, row in rows.items()}
+            for key, rows in state["vectors"].items()
         },
     }
 

@@ -28,7 +28,8 @@ class Step:
 
 def gradient(task: str, number: int) -> Tensor:
     """The gradient of the raw loss of a task at step `number`."""
-    return torch.randn(SIZE, generator=torch.Generator().manual_seed(zlib.crc32(f"{task}{number}".encode())), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{task}{number}".encode()))
+    return torch.randn(SIZE, generator=generator, dtype=torch.float64)
 
 
 def random_steps(count: int = 8, tasks: Sequence[str] = TASKS, per_epoch: int = 2, seed: int = 0) -> list[Step]:

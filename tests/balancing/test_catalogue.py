@@ -61,6 +61,12 @@ def test_what_a_part_refuses(name: str, part: str) -> None:
         make_balancer(words)
 
 
+@pytest.mark.parametrize("name", ["sdmgrad", "log+modo"])
+def test_what_is_left_out_is_told_with_the_reason(name: str) -> None:
+    with pytest.raises(ValueError, match="is not offered: its weights come from products"):
+        make_balancer(name)
+
+
 def test_properties_of_a_composition() -> None:
     assert "loss_scale_invariant" in holds(make_balancer("log+graddrop"))
     assert "loss_scale_invariant" not in holds(make_balancer("log+moco"))

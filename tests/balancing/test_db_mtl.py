@@ -29,7 +29,9 @@ def vector(entries: list[np.ndarray | None], dtype: torch.dtype = torch.float64)
 
 def flat(entries: list[np.ndarray | torch.Tensor | None]) -> np.ndarray:
     """One float64 array, zero at what is not reached."""
-    arrays = [np.zeros(shape) if entry is None else np.asarray(entry, np.float64) for shape, entry in zip(SHAPES, entries)]
+    arrays = [
+        np.zeros(shape) if entry is None else np.asarray(entry, np.float64) for shape, entry in zip(SHAPES, entries)
+    ]
     return np.concatenate([array.reshape(-1) for array in arrays])
 
 
@@ -37,7 +39,7 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
-# ---- The logarithm -----------------------------------------------------------------------------------------------------
+# ---- The logarithm ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -63,7 +65,7 @@ def test_log_refuses_a_negative_loss(loss: float) -> None:
     Identity().check("a", loss)  # which any other transform may well take
 
 
-# ---- The memory --------------------------------------------------------------------------------------------------------
+# ---- The memory ------------------------------------------------------------------------------------------------------
 
 
 def averages(gradients: list[list[np.ndarray | None]], beta: float, decay: float) -> list[np.ndarray]:
@@ -166,14 +168,15 @@ def test_ema_state(ema_dtype: str | None) -> None:
     assert other.rows.keys() == {"a", "b"}
     for task in "ab":
         went_on, loaded, began_anew = (
-            one.update(task, vector(rows(5), torch.float32), 3).tensors for one in (ema, other, EMA(ema_dtype=ema_dtype))
+            one.update(task, vector(rows(5), torch.float32), 3).tensors
+            for one in (ema, other, EMA(ema_dtype=ema_dtype))
         )
         assert [tensor.dtype for tensor in loaded] == [tensor.dtype for tensor in went_on]
         assert all(map(torch.equal, loaded, went_on))
         assert not torch.equal(began_anew[0], went_on[0])
 
 
-# ---- The norms ---------------------------------------------------------------------------------------------------------
+# ---- The norms -------------------------------------------------------------------------------------------------------
 
 ALPHAS = {
     "max": np.max,
@@ -209,7 +212,9 @@ def test_alpha(alpha: str | float, tasks: int) -> None:
     norms = np.array([np.linalg.norm(flat(gradient)) for gradient in gradients])
     assert list(balanced.weights.values()) == pytest.approx(list(ALPHAS[alpha](norms) / (norms + EPSILON)), rel=1e-13)
     if tasks > 1:
-        others = [max_norm_update([flat(gradient) for gradient in gradients], other) for other in ALPHAS if other != alpha]
+        others = [
+            max_norm_update([flat(gradient) for gradient in gradients], other) for other in ALPHAS if other != alpha
+        ]
         different = [relative(other, expected) for other in others]
         # the mean and the median of two are the same number, the others are not
         assert sorted(different)[1] > 1e-3 and (min(different) > 1e-3 or (tasks == 2 and alpha in ("mean", "median")))
@@ -258,7 +263,7 @@ def test_a_parameter_that_no_task_reaches_stays_without_gradient() -> None:
         assert [entry is None for entry in balanced.update.tensors] == [False, True, False], name
 
 
-# ---- The whole ---------------------------------------------------------------------------------------------------------
+# ---- The whole -------------------------------------------------------------------------------------------------------
 
 
 def algorithm_1(steps: list[dict[str, np.ndarray]], beta: float, decay: float, weights: dict[str, float]):
@@ -303,9 +308,12 @@ def test_without_memory_one_running_sum_suffices() -> None:
     for task in "abc":
         balancer.take(task, 1.0, vector(rows(ord(task))))
         assert not balancer._rows
-    assert relative(
-        flat(balancer.balance().update.tensors), max_norm_update([flat(rows(ord(task))) for task in "abc"], "max")
-    ) < 1e-13
+    assert (
+        relative(
+            flat(balancer.balance().update.tensors), max_norm_update([flat(rows(ord(task))) for task in "abc"], "max")
+        )
+        < 1e-13
+    )
 
 
 def test_a_step_given_up_is_not_counted() -> None:

@@ -17,7 +17,8 @@ def expected_weights(periods: list[list[dict[str, float]]], temperature: float) 
     for number, period in enumerate(periods):
         weights = dict.fromkeys(TASKS, 1.0)
         if number >= 2:
-            terms = {task: math.exp(averages[number - 1][task] / averages[number - 2][task] / temperature) for task in TASKS}
+            newer, older = averages[number - 1], averages[number - 2]
+            terms = {task: math.exp(newer[task] / older[task] / temperature) for task in TASKS}
             weights = {task: 3 * term / sum(terms.values()) for task, term in terms.items()}
         found += [weights] * len(period)
     return found

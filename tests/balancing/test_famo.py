@@ -27,9 +27,10 @@ class Algorithm:
         return (z * excess.log()).sum() / (z / excess.detach()).sum()
 
     def step(self, before: dict[str, float], after: dict[str, float]) -> None:
-        old, new = (torch.tensor(list(one.values()), dtype=torch.float64) - self.bounds + EPSILON for one in (before, after))
+        old, new = (torch.tensor(list(one.values()), dtype=torch.float64) for one in (before, after))
+        old, new = old - self.bounds + EPSILON, new - self.bounds + EPSILON
         self.optimizer.zero_grad()
-        self.xi.softmax(0).backward((old.log() - new.log()))
+        self.xi.softmax(0).backward(old.log() - new.log())
         self.optimizer.step()
 
 

@@ -18,7 +18,7 @@ def test_they_are_the_softmax_of_normal_numbers() -> None:
     z = found.log() - found.log().mean(1, keepdim=True)
     assert z.mean(0).abs().max() < 0.15
     assert abs(z.var().item() - 7 / 8) < 0.05
-    assert abs((z**4).mean().item() / z.var().item() ** 2 - 3) < 0.3  # neither uniform (1.8) nor exponential (6 and more)
+    assert abs((z**4).mean().item() / z.var().item() ** 2 - 3) < 0.3  # not uniform (1.8), nor exponential (over 6)
     assert z.T.corrcoef().fill_diagonal_(-1 / 7).sub(-1 / 7).abs().max() < 0.15  # of centred independent numbers
     lagged = torch.stack([z[1:].reshape(-1), z[:-1].reshape(-1)]).corrcoef()[0, 1]
     assert abs(lagged) < 0.1  # from step to step as well

@@ -92,11 +92,23 @@ def test_task_weights_reach_the_balancer() -> None:
         ("ema+log", {}, r"'ema\+log' is not of the form"),
         ("log+log", {}, r"'log\+log' is not of the form"),
         ("ew+max_norm", {}, r"'ew\+max_norm' is not of the form .*one of each, in that order"),
-        ("db_mtl", {"bete": 0.5}, r"'db_mtl' has no option 'bete'; did you mean 'beta'.*\? Its options are \['alpha', "),
+        (
+            "db_mtl",
+            {"bete": 0.5},
+            r"'db_mtl' has no option 'bete'; did you mean 'beta'.*\? Its options are \['alpha', ",
+        ),
         ("db_mtl", {"learning_rate": 1}, r"'db_mtl' has no option 'learning_rate'\. Its options are \['alpha', "),
-        ("db_mtl", {"ema": {"bete": 0.5}}, r"The part 'ema' of the balancer 'db_mtl' has no option 'bete'; did you mean 'beta'"),
+        (
+            "db_mtl",
+            {"ema": {"bete": 0.5}},
+            r"The part 'ema' of the balancer 'db_mtl' has no option 'bete'; did you mean 'beta'",
+        ),
         ("db_mtl", {"ema": 0.5}, r"'db_mtl' has no option 'ema'"),
-        ("db_mtl", {"beta": 0.5, "ema": {"beta": 0.4}}, r"option 'beta' of the balancer 'db_mtl' is given twice: keep one"),
+        (
+            "db_mtl",
+            {"beta": 0.5, "ema": {"beta": 0.4}},
+            r"option 'beta' of the balancer 'db_mtl' is given twice: keep one",
+        ),
         ("ew", {"ew": {"beta": 0.5}}, r"The part 'ew' of the balancer 'ew' has no option 'beta'; it takes none\."),
         ("ew", {"beta": 0.5}, r"'ew' has no option 'beta'; it takes none\."),
         ("log", {"alpha": "max"}, r"'log' has no option 'alpha'; it takes none\."),
@@ -157,7 +169,9 @@ def test_numbers_of_numpy_are_numbers() -> None:
 
 @pytest.mark.parametrize("name", [None, 3, ["log", "ema"], EMA])
 def test_a_name_is_a_string(name: Any) -> None:
-    with pytest.raises(TypeError, match=r"`balancer` must be a name such as 'db_mtl'.*, and is " + re.escape(repr(name))):
+    with pytest.raises(
+        TypeError, match=r"`balancer` must be a name such as 'db_mtl'.*, and is " + re.escape(repr(name))
+    ):
         make_balancer(name)
 
 
@@ -178,7 +192,9 @@ class Slow(NormWeighting):
 
 def test_an_option_of_two_parts_must_say_whose(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(table.WEIGHTINGS, "slow", Slow)
-    with pytest.raises(ValueError, match=r"Several parts .*'ema\+slow' have an option 'beta'.*\{'ema': \{'beta': 0.5\}\}"):
+    with pytest.raises(
+        ValueError, match=r"Several parts .*'ema\+slow' have an option 'beta'.*\{'ema': \{'beta': 0.5\}\}"
+    ):
         make_balancer("ema+slow", {"beta": 0.5})
     balancer = make_balancer("ema+slow", {"ema": {"beta": 0.5}, "slow": {"beta": 3.0}})
     assert (balancer.memory.beta, balancer.weighting.beta) == (0.5, 3.0)

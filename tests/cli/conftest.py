@@ -13,7 +13,7 @@ import torch
 from transformers import BertConfig, BertModel, BertTokenizer
 
 
-WORDS = ["good", "bad", "film", "##s", "##ing", "act", "plot", "the", "a", "is", "was", "paris", "rome", "he", "she", "likes"]
+WORDS = "good bad film ##s ##ing act plot the a is was paris rome he she likes".split()
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +38,8 @@ def encoder(folder: Path) -> str:
         num_attention_heads=2,
         intermediate_size=12,
         max_position_embeddings=24,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
     BertModel(config).save_pretrained(folder / "encoder")
     BertTokenizer(vocab=vocabulary).save_pretrained(folder / "encoder")
@@ -47,8 +49,8 @@ def encoder(folder: Path) -> str:
 @pytest.fixture(scope="session")
 def files(folder: Path) -> dict[str, str]:
     """
-    `sst.csv` with string labels, `pairs.parquet` with integers, `scores.jsonl` with numbers, `words.jsonl` with a label per
-    word. The label follows from the text.
+    `sst.csv` with string labels, `pairs.parquet` with integers, `scores.jsonl` with numbers, `words.jsonl` with a label
+    per word. The label follows from the text.
     """
     draw = random.Random(0)
     rows: dict[str, list[dict]] = {"sst": [], "pairs": [], "scores": [], "words": []}

@@ -20,6 +20,9 @@ BALANCERS: dict[str, dict[str, Any]] = {
     "max_norm": {"balancer": "max_norm", "balancer_kwargs": {"alpha": "mean"}},
     "famo": {"balancer": "famo", "balancer_kwargs": {"optimizer": "sgd", "learning_rate": 1.0}},  # looks again
     "stch": {"balancer": "stch", "balancer_kwargs": {"mu": 5.0}},
+    "graddrop": {"balancer": "graddrop"},  # draws by coordinate
+    "moco": {"balancer": "moco"},  # a memory of its own, and the Gramian
+    "excess_mtl": {"balancer": "excess_mtl", "balancer_kwargs": {"step_size": 1.0}},  # state by coordinate
     "moml": {"balancer": "moml", "balancer_kwargs": {"optimizer": "sgd", "learning_rate": 0.1}},  # tunes on validation data
 }
 DTYPES = {"float64": torch.float64, "float32": torch.float32}

@@ -100,7 +100,9 @@ def log_derivative(task: str, loss: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("task", ["a", "b"])
 @pytest.mark.parametrize("derivative", [Setting.derivative, log_derivative], ids=["identity", "log"])
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-14), (torch.float32, 2e-6)], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-14), (torch.float32, 2e-6)], ids=["float64", "float32"]
+)
 @pytest.mark.parametrize("cuts", list(CUTS.values())[:5], ids=list(CUTS)[:5])
 def test_the_gradient_of_the_mean(cuts: list[int], dtype: torch.dtype, bound: float, derivative, task: str) -> None:
     setting = Setting(dtype, derivative)
@@ -110,7 +112,9 @@ def test_the_gradient_of_the_mean(cuts: list[int], dtype: torch.dtype, bound: fl
     assert found.loss == pytest.approx(loss, rel=bound)
     assert difference(found.shared, shared) < bound
     assert difference(found.heads, heads) < bound
-    assert found.norm == pytest.approx(math.sqrt(sum(one.square().sum() for one in shared if one is not None)), rel=1e-6)
+    assert found.norm == pytest.approx(
+        math.sqrt(sum(one.square().sum() for one in shared if one is not None)), rel=1e-6
+    )
     assert found.is_finite
     # asked once, at the mean over everything
     assert setting.asked == [pytest.approx(loss, rel=max(bound, 1e-14))]
@@ -166,7 +170,9 @@ def test_what_is_not_reached_is_none_and_written_so() -> None:
     for task in "ab":
         found = setting.measure([0, 4, 8], task)
         reached = {name for name, tensor in zip(setting.gradients.shared, found.shared.tensors) if tensor is not None}
-        assert reached == {f"{part}.{kind}" for part in ("trunk", *(["side"] if task == "b" else [])) for kind in ("weight", "bias")}
+        assert reached == {
+            f"{part}.{kind}" for part in ("trunk", *(["side"] if task == "b" else [])) for kind in ("weight", "bias")
+        }
         setting.gradients.write(found.shared, found.heads)
         written = {name for name, parameter in setting.model.named_parameters() if parameter.grad is not None}
         assert written == reached | {f"heads.{task}.weight", f"heads.{task}.bias"}

@@ -105,13 +105,17 @@ def test_a_head_tied_to_the_encoder_is_shared(heads_first: bool) -> None:
             super().__init__()
             encoder, heads = nn.Embedding(5, 3), nn.ModuleDict({"lm": nn.Linear(3, 5), "a": nn.Linear(3, 1)})
             heads["lm"].weight = encoder.weight
-            for name, part in (("heads", heads), ("encoder", encoder)) if heads_first else (("encoder", encoder), ("heads", heads)):
+            for name, part in (
+                (("heads", heads), ("encoder", encoder)) if heads_first else (("encoder", encoder), ("heads", heads))
+            ):
                 setattr(self, name, part)
 
     model = Tied()
     shared, heads = split_parameters(model)
     assert list(shared.values()) == [model.encoder.weight]
-    assert {id(one) for one in heads.values()} == {id(one) for one in (model.heads.lm.bias, *model.heads.a.parameters())}
+    assert {id(one) for one in heads.values()} == {
+        id(one) for one in (model.heads.lm.bias, *model.heads.a.parameters())
+    }
     for chosen in ("encoder", ["encoder"], model.encoder, r"heads\.lm\.weight", ["heads.lm.weight"]):
         assert list(split_parameters(model, chosen)[0].values()) == [model.encoder.weight]
     assert len(split_parameters(model, model.heads)[0]) == 4
@@ -137,12 +141,22 @@ class Closed(nn.Module):
 @pytest.mark.parametrize(
     ("model", "shared_parameters", "error", "message"),
     [
-        (Headless(), None, ValueError, r"Headless has no submodule `heads`.*shared_parameters=\.\.\.\) takes a regular"),
+        (
+            Headless(),
+            None,
+            ValueError,
+            r"Headless has no submodule `heads`.*shared_parameters=\.\.\.\) takes a regular",
+        ),
         (Closed(), None, ValueError, r"Closed has no submodule `heads`"),
         (Net(), r"^encoder", ValueError, r"No trainable parameter of Net is shared with shared_parameters='\^encoder'"),
         (Net(), [], ValueError, r"No trainable parameter of Net is shared with shared_parameters=\[\]"),
         (Net(), "trunk[", ValueError, r"shared_parameters='trunk\[' is not a regular expression: "),
-        (Net(), ["trunk", "trunk.2"], ValueError, r"names 'trunk.2', and no parameter or module of Net is called so; did you"),
+        (
+            Net(),
+            ["trunk", "trunk.2"],
+            ValueError,
+            r"names 'trunk.2', and no parameter or module of Net is called so; did you",
+        ),
         (Net(), ["trunk."], ValueError, r"names 'trunk\.', .*did you mean trunk"),
         (Net(), ["encoder"], ValueError, r"names 'encoder', and no parameter or module of Net is called so"),
         (Net(), nn.Linear(2, 2), ValueError, r"is a Linear that is not a part of Net: pass one of the model's own"),
@@ -150,7 +164,12 @@ class Closed(nn.Module):
         (frozen(), None, ValueError, r"No trainable parameter of Net is shared: .*Unfreeze a part of the encoder"),
         (frozen(), "trunk", ValueError, r"No trainable parameter of Net is shared with .*Unfreeze"),
         (frozen(), ("trunk",), ValueError, r"No trainable parameter of Net is shared with .*Unfreeze"),
-        (Net(), 3, TypeError, r"`shared_parameters` must be a regular expression, a list of names .* or a module .*, and is 3"),
+        (
+            Net(),
+            3,
+            TypeError,
+            r"`shared_parameters` must be a regular expression, a list of names .* or a module .*, and is 3",
+        ),
         (Net(), b"trunk", TypeError, r"`shared_parameters` .* is b'trunk'"),
         (Net(), [nn.Linear(2, 2)], TypeError, r"holds a Linear.*names"),
         (Net(), list(Net().parameters()), TypeError, r"holds a Parameter.*names"),

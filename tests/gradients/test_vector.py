@@ -52,7 +52,9 @@ def test_norm_of_small_and_large_entries(scale: float, dtype: torch.dtype) -> No
 
 
 def test_norm_of_half_precision_is_taken_in_float32() -> None:
-    vector = GradientVector([torch.full((1000,), 250.0, dtype=torch.float16), torch.full((24,), 250.0, dtype=torch.float16)])
+    vector = GradientVector(
+        [torch.full((1000,), 250.0, dtype=torch.float16), torch.full((24,), 250.0, dtype=torch.float16)]
+    )
     assert vector.norm() == pytest.approx(250 * 1024**0.5, rel=1e-6)  # its square is beyond what float16 holds
 
 
@@ -72,7 +74,9 @@ def test_gramian(dtype: torch.dtype, stretch: int, monkeypatch: pytest.MonkeyPat
     gramian = vectors[0].gramian(vectors[1:])
     matrix = np.stack([flat(vector) for vector in vectors])
     assert gramian.dtype == torch.float64 and gramian.shape == (4, 4)
-    np.testing.assert_allclose(gramian.numpy(), matrix @ matrix.T, rtol=1e-13, atol=1e-13)  # the products are in float64
+    np.testing.assert_allclose(
+        gramian.numpy(), matrix @ matrix.T, rtol=1e-13, atol=1e-13
+    )  # the products are in float64
 
 
 def test_gramian_of_nothing() -> None:
