@@ -75,9 +75,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.exit(2, f"hf-dbmtl {given.command}: error: {error}\n")
 
 
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for: a checkout that is not installed has none."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(version("hf-dbmtl"))
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("hf-dbmtl", description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=version("hf-dbmtl"))
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
 
     train = commands.add_parser(

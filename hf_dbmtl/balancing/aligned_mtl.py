@@ -25,7 +25,8 @@ class AlignedMTL(GramianWeighting):
     B = \sqrt{\lambda_{\min}}\, V \operatorname{diag}(\lambda)^{-1/2} V^T .$$
 
     The computation is TorchJD's. The weights are the same for all gradients times one number. Eigenvalues below the
-    rounding error of the largest are left out, and with them what gradients a hundred million times smaller than others add.
+    rounding error of the largest are left out, and with them what gradients a hundred million times smaller than others
+    add.
 
     Args:
         scale (`str`, *optional*, defaults to `"min"`):

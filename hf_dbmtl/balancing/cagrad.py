@@ -13,8 +13,8 @@ from .weightings import GramianWeighting
 
 __all__ = ["CAGrad"]
 
-# Below it, relative to all gradients, a direction is the rounding error of a float64 Gramian. TorchJD's own default of 1e-4
-# makes the update zero as soon as one gradient is 10 000 times smaller than the others.
+# Below it, relative to all gradients, a direction is the rounding error of a float64 Gramian. TorchJD's own default of
+# 1e-4 makes the update zero as soon as one gradient is 10 000 times smaller than the others.
 SMALLEST = 1e-8
 
 
@@ -26,17 +26,17 @@ class CAGrad(GramianWeighting):
     $$d = g_0 + \frac{c \|g_0\|}{\|g_w\|} g_w, \qquad
     w = \arg\min_{w \ge 0, \, \sum w = 1} g_w \cdot g_0 + c \|g_0\| \|g_w\|, \qquad g_w = \sum_t w_t g_t .$$
 
-    It is near a mean of the gradients, not a sum. The problem is solved by TorchJD with CLARABEL, to about 1e-8, where the
-    authors' code and LibMTL use SLSQP and stop at about 1e-4; needs `hf-dbmtl[solvers]`. The weights are the same for all
-    gradients times one number. Where $g_w$ vanishes, at a Pareto stationary point, the update is zero.
+    It is near a mean of the gradients, not a sum. The problem is solved by TorchJD with CLARABEL, to about 1e-8, where
+    the authors' code and LibMTL use SLSQP and stop at about 1e-4; needs `hf-dbmtl[solvers]`. The weights are the same
+    for all gradients times one number. Where $g_w$ vanishes, at a Pareto stationary point, the update is zero.
 
     Args:
         c (`float`, *optional*, defaults to 0.5):
             The radius of the ball relative to $\|g_0\|$, zero or more: 0 is the mean gradient, and from 1 on no task is
             opposed, as in MGDA. The paper takes 0.4 or 0.5.
         rescale (`int`, *optional*, defaults to 1):
-            What $d$ is divided by: 1 (`0`, the paper's algorithm, and TorchJD), $1 + c^2$ (`1`, the default of the authors'
-            code and LibMTL) or $1 + c$ (`2`, theirs too).
+            What $d$ is divided by: 1 (`0`, the paper's algorithm, and TorchJD), $1 + c^2$ (`1`, the default of the
+            authors' code and LibMTL) or $1 + c$ (`2`, theirs too).
     """
 
     holds = frozenset({"rotation_invariant", "permutation_equivariant"})
@@ -65,7 +65,7 @@ class CAGrad(GramianWeighting):
             found = self._weighting(normalized(gramian)[0])
         except Exception as error:  # of several packages, each with exceptions of its own
             raise ValueError(
-                f"CLARABEL found no solution for `cagrad` in balanced step {step}, for gradients of the tasks {list(tasks)} with "
-                f"the products {gramian.tolist()}: {error}"
+                f"CLARABEL found no solution for `cagrad` in balanced step {step}, for gradients of the tasks "
+                f"{list(tasks)} with the products {gramian.tolist()}: {error}"
             ) from error
         return found / divisor

@@ -17,14 +17,15 @@ __all__ = ["ConFIG"]
 class ConFIG(GramianWeighting):
     r"""
     The direction with the same, positive cosine to all gradients, as long as the sum of their projections onto it
-    (*ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks*, ICLR 2025, arXiv 2408.11104, equation 2):
+    (*ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks*, ICLR 2025, arXiv 2408.11104, equation
+    2):
 
     $$d = \Big(\sum_t g_t \cdot u\Big) u, \qquad u = \frac{U^+ \mathbf 1}{\|U^+ \mathbf 1\|},$$
 
-    where the rows of $U$ are the unit gradients. With $U^+ = U^T (U U^T)^+$ the Gramian is enough: $u$ is a sum of the unit
-    gradients with the coefficients $C^+ \mathbf 1$, where $C$ are their cosines. Where there is no such direction, as among
-    opposite gradients, it is the least squares solution, and the update may be zero. A gradient of zero has no direction
-    and is left out.
+    where the rows of $U$ are the unit gradients. With $U^+ = U^T (U U^T)^+$ the Gramian is enough: $u$ is a sum of the
+    unit gradients with the coefficients $C^+ \mathbf 1$, where $C$ are their cosines. Where there is no such direction,
+    as among opposite gradients, it is the least squares solution, and the update may be zero. A gradient of zero has no
+    direction and is left out.
     """
 
     holds = frozenset({"rotation_invariant", "permutation_equivariant", "scale_invariant"})

@@ -1,4 +1,4 @@
-"""The projection onto the dual cone of the gradients, for `upgrad` and `dualproj`. Imported by them as they are made."""
+"""The projection onto the dual cone of the gradients, for `upgrad` and `dualproj`, imported when they are made."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ __all__ = ["DualCone"]
 
 class DualCone(DualConeProjector):
     r"""
-    Finds, for a combination $\sum_t u_t g_t$ of gradients, the weights of its projection onto the directions that oppose none
-    of them: $w = \arg\min_{w \ge u} \|\sum_t w_t g_t\|$. With $w = u + z$ it is a problem of non-negative least squares for
-    $z$, which an active set method solves exactly, also where the gradients depend on one another. TorchJD's own projection
-    hands the Gramian to a solver that needs it to be positive definite, and adds 1e-4 to its diagonal for that.
+    Finds, for a combination $\sum_t u_t g_t$ of gradients, the weights of its projection onto the directions that
+    oppose none of them: $w = \arg\min_{w \ge u} \|\sum_t w_t g_t\|$. With $w = u + z$ it is a problem of non-negative
+    least squares for $z$, which an active set method solves exactly, also where the gradients depend on one another.
+    TorchJD's own projection hands the Gramian to a solver that needs it to be positive definite, and adds 1e-4 to its
+    diagonal for that.
 
     Args:
         method (`str`):

@@ -14,23 +14,24 @@ __all__ = ["DualProj"]
 
 class DualProj(GramianWeighting):
     r"""
-    The mean gradient, projected onto the dual cone of the gradients, the directions that oppose none (*Gradient Episodic
-    Memory for Continual Learning*, NeurIPS 2017, arXiv 1706.08840, equation 11; *Jacobian Descent for Multi-Objective
-    Optimization*, arXiv 2406.16232):
+    The mean gradient, projected onto the dual cone of the gradients, the directions that oppose none (*Gradient
+    Episodic Memory for Continual Learning*, NeurIPS 2017, arXiv 1706.08840, equation 11; *Jacobian Descent for
+    Multi-Objective Optimization*, arXiv 2406.16232):
 
     $$\pi\Big(\frac 1 T \sum_t g_t\Big), \qquad
     \pi(g) = \arg\min_{d} \|d - g\| \ \text{ with } g_s \cdot d \ge 0 \text{ for all } s.$$
 
-    The computation is TorchJD's, with a projection of this package, which is exact, see [`DualCone`]. It is near a mean of
-    the gradients, not a sum.
+    The computation is TorchJD's, with a projection of this package, which is exact, see [`DualCone`]. It is near a mean
+    of the gradients, not a sum.
 
     Args:
         norm_eps (`float`, *optional*, defaults to 0.0):
-            Below this sum of squared norms nothing is projected. TorchJD takes 1e-4, which small gradients, such as those near
-            the end of a training, fall below; 0 leaves the weights the same for all gradients times one number.
+            Below this sum of squared norms nothing is projected. TorchJD takes 1e-4, which small gradients, such as
+            those near the end of a training, fall below; 0 leaves the weights the same for all gradients times one
+            number.
         reg_eps (`float`, *optional*, defaults to 0.0):
-            What is added to the diagonal of the Gramian, relative to the sum of squared norms. 0 is the papers' projection;
-            TorchJD takes 1e-4, for the sake of its solver, and leaves a conflict of that order.
+            What is added to the diagonal of the Gramian, relative to the sum of squared norms. 0 is the papers'
+            projection; TorchJD takes 1e-4, for the sake of its solver, and leaves a conflict of that order.
     """
 
     holds = frozenset({"rotation_invariant", "permutation_equivariant", "non_conflicting"})

@@ -1,4 +1,4 @@
-r"""The equation $(G w)_t = w_t^{-1/\alpha}$ with $w > 0$, which the weights of FairGrad and (with $\alpha = 1$) Nash-MTL solve."""
+r"""The equation $(G w)_t = w_t^{-1/\alpha}$, $w > 0$, of FairGrad's weights and, with $\alpha = 1$, Nash-MTL's."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .gramian import Equilibrated
 
 __all__ = ["ORDINARY", "at_ordinary_scale", "solve_fair"]
 
-# Root mean square norms of the gradients at which the libraries' solvers, which are tuned to numbers around 1, are handed
-# the Gramian as it is, as the authors' codes do.
+# Root mean square norms of the gradients at which the libraries' solvers, which are tuned to numbers around 1, are
+# handed the Gramian as it is, as the authors' codes do.
 ORDINARY = (1e-3, 1e3)
 
 
@@ -28,8 +28,8 @@ def solve_fair(gramian: Tensor, alpha: float) -> Tensor:
     Solves the equation by Newton's method: it says that the gradient of the convex function
     $\frac12 w^T G w - \sum_t \int w_t^{-1/\alpha}$ is zero.
 
-    For $y_t = w_t n_t$ with the norms $n$ and cosines $C$ of the gradients it reads $(C y)_t = k_t y_t^{-1/\alpha}$ with
-    $k_t = n_t^{1/\alpha - 1}$, which is 1 for $\alpha = 1$ however far apart the norms are.
+    For $y_t = w_t n_t$ with the norms $n$ and cosines $C$ of the gradients it reads $(C y)_t = k_t y_t^{-1/\alpha}$
+    with $k_t = n_t^{1/\alpha - 1}$, which is 1 for $\alpha = 1$ however far apart the norms are.
 
     Args:
         gramian (`torch.Tensor` of shape `(tasks, tasks)`):
@@ -38,8 +38,8 @@ def solve_fair(gramian: Tensor, alpha: float) -> Tensor:
             $\alpha > 0$.
 
     Returns:
-        `torch.Tensor` of shape `(tasks,)`: $w$. At a Pareto stationary point, where there is no solution since it lies at
-        infinity, that with 1e-8 added to the diagonal of $C$.
+        `torch.Tensor` of shape `(tasks,)`: $w$. At a Pareto stationary point, where there is no solution since it lies
+        at infinity, that with 1e-8 added to the diagonal of $C$.
     """
     known = Equilibrated(gramian)
     middle = known.norms.log().mean().exp()  # taken out first, so that $k$ stays near 1 for any alpha

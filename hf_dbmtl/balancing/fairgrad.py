@@ -14,27 +14,29 @@ from .weightings import GramianWeighting
 
 __all__ = ["FairGrad"]
 
-LONGEST = 1000  # evaluations per step; scipy's own bound of 100 per task is a second of them at 40 tasks without a solution
+LONGEST = 1000  # evaluations per step: scipy's own bound, 100 per task, takes seconds at 40 tasks without a solution
 
 
 class FairGrad(GramianWeighting):
     r"""
-    Weights that make the decreases of the losses, to first order, a fair allocation in the sense of $\alpha$ (*Fair Resource
-    Allocation in Multi-Task Learning*, ICML 2024, arXiv 2402.15638, equation 4):
+    Weights that make the decreases of the losses, to first order, a fair allocation in the sense of $\alpha$ (*Fair
+    Resource Allocation in Multi-Task Learning*, ICML 2024, arXiv 2402.15638, equation 4):
 
     $$\sum_t w_t g_t \quad \text{with} \quad (G w)_t = w_t^{-1/\alpha}, \ w > 0, \quad G_{st} = g_s \cdot g_t .$$
 
-    $\alpha \to 0$ tends to the sum of the gradients, 1 is proportional fairness (Nash-MTL without its bound on the norm),
-    $\alpha \to \infty$ max-min fairness. The heads carry the weights as well, as in the authors' code, which back-propagates
-    the weighted sum of the losses; a task whose gradient of the shared parameters is zero takes no part, and has weight 1.
+    $\alpha \to 0$ tends to the sum of the gradients, 1 is proportional fairness (Nash-MTL without its bound on the
+    norm), $\alpha \to \infty$ max-min fairness. The heads carry the weights as well, as in the authors' code, which
+    back-propagates the weighted sum of the losses; a task whose gradient of the shared parameters is zero takes no
+    part, and has weight 1.
 
     Args:
         alpha (`float`, *optional*, defaults to 1.0):
             $\alpha > 0$, in the authors' code 1 by default, and 2 in some of the paper's experiments.
         solver (`str`, *optional*, defaults to `"least_squares"`):
             `"least_squares"`: TorchJD's, as in the authors' code and LibMTL; now and then it stops before the solution.
-            `"newton"`: to rounding error, faster, and for gradients of any norm. The former is given the gradients rescaled
-            where the root mean square of their norms is not between 1e-3 and 1e3, and replaced by the latter where it breaks.
+            `"newton"`: to rounding error, faster, and for gradients of any norm. The former is given the gradients
+            rescaled where the root mean square of their norms is not between 1e-3 and 1e3, and replaced by the latter
+            where it breaks.
     """
 
     holds = frozenset({"rotation_invariant", "permutation_equivariant", "non_conflicting", "scale_invariant"})

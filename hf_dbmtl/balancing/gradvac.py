@@ -18,18 +18,20 @@ __all__ = ["GradVac"]
 class GradVac(GramianWeighting):
     r"""
     Turns every gradient towards each of the others, in an order drawn at random, where their cosine is below its moving
-    average, and adds up what results (*Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively
-    Multilingual Models*, ICLR 2021, arXiv 2010.05874, equation 4 and Algorithm 1): with $\phi_{ij} = \cos(g_i', g_j)$,
+    average, and adds up what results (*Gradient Vaccine: Investigating and Improving Multi-task Optimization in
+    Massively Multilingual Models*, ICLR 2021, arXiv 2010.05874, equation 4 and Algorithm 1): with the cosine
+    $\phi_{ij}$ of $g_i'$ and $g_j$
 
-    $$g_i' \leftarrow g_i' + \frac{\|g_i'\| \big(\hat\phi_{ij} \sqrt{1 - \phi_{ij}^2} - \phi_{ij} \sqrt{1 - \hat\phi_{ij}^2}\big)}
-    {\|g_j\| \sqrt{1 - \hat\phi_{ij}^2}} g_j \ \text{ where } \phi_{ij} < \hat\phi_{ij}, \qquad
+    $$g_i' \leftarrow g_i' + \frac{\|g_i'\| \big(\hat\phi_{ij} \sqrt{1 - \phi_{ij}^2}
+    - \phi_{ij} \sqrt{1 - \hat\phi_{ij}^2}\big)}{\|g_j\| \sqrt{1 - \hat\phi_{ij}^2}} g_j
+    \ \text{ where } \phi_{ij} < \hat\phi_{ij}, \qquad
     \hat\phi_{ij} \leftarrow (1 - \beta) \hat\phi_{ij} + \beta \phi_{ij}.$$
 
     The averages start from zero, so that the first step is that of PCGrad. They are of the whole gradients; the paper's
-    finer groups of parameters are not offered. The computation is TorchJD's, of which the numbers drawn, the averages and
-    what becomes of them where a task is absent are kept here: the averages of its pairs stay. The weights are the same for
-    all gradients times one number: where the mean squared norm is below 1e-4, all are scaled up to it first, so that the
-    epsilon of 1e-8 in the denominators, LibMTL's and TorchJD's, never matters.
+    finer groups of parameters are not offered. The computation is TorchJD's, of which the numbers drawn, the averages
+    and what becomes of them where a task is absent are kept here: the averages of its pairs stay. The weights are the
+    same for all gradients times one number: where the mean squared norm is below 1e-4, all are scaled up to it first,
+    so that the epsilon of 1e-8 in the denominators, LibMTL's and TorchJD's, never matters.
 
     Args:
         beta (`float`, *optional*, defaults to 0.01):

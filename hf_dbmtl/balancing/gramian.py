@@ -1,4 +1,4 @@
-"""What several weightings do with a Gramian before they look at it: take its scale out, and find vectors that have it."""
+"""What several weightings do with a Gramian first: take its scale out, find vectors that have it, and solve for it."""
 
 from __future__ import annotations
 
@@ -47,14 +47,15 @@ def nonnegative_least_squares(system: Tensor, target: Tensor, method: str) -> Te
         solution, _ = nnls(system.numpy(), target.numpy(), maxiter=100 * system.shape[1])
     except RuntimeError as error:
         raise ValueError(
-            f"The balancer '{method}' found no solution for gradients whose products are {(system.T @ system).tolist()}: {error}"
+            f"The balancer '{method}' found no solution for gradients whose products are "
+            f"{(system.T @ system).tolist()}: {error}"
         ) from error
     return torch.from_numpy(solution)
 
 
 @contextlib.contextmanager
 def drawing_from(generator: torch.Generator) -> Iterator[None]:
-    """Lets code that draws from torch's own generator (on the CPU) draw from `generator`, and leaves the former alone."""
+    """Lets code that draws from torch's own generator (of the CPU) draw from `generator`, and leaves that one alone."""
     with torch.random.fork_rng(devices=[]):
         torch.random.set_rng_state(generator.get_state())
         yield
@@ -71,8 +72,8 @@ def normalized(gramian: Tensor) -> tuple[Tensor, float]:
 
 class Equilibrated:
     r"""
-    A Gramian as norms and cosines, $G = D C D$ with $D = \operatorname{diag}(n)$. Norms that are 24 orders of magnitude apart
-    leave nothing of the smaller in the eigenvectors of $G$; those of $C$ do not see them.
+    A Gramian as norms and cosines, $G = D C D$ with $D = \operatorname{diag}(n)$. Norms that are 24 orders of magnitude
+    apart leave nothing of the smaller in the eigenvectors of $G$; those of $C$ do not see them.
 
     Args:
         gramian (`torch.Tensor` of shape `(tasks, tasks)`):

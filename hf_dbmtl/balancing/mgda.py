@@ -18,24 +18,26 @@ NORMALIZATIONS = ("none", "l2", "loss", "loss+")
 
 class MGDA(GramianWeighting):
     r"""
-    The point of least norm in the convex hull of the gradients, which no task's gradient opposes; it is zero where the tasks
-    are at a Pareto stationary point (*Multi-Task Learning as Multi-Objective Optimization*, NeurIPS 2018, arXiv 1810.04650,
-    equation 3; Désidéri 2012):
+    The point of least norm in the convex hull of the gradients, which no task's gradient opposes; it is zero where the
+    tasks are at a Pareto stationary point (*Multi-Task Learning as Multi-Objective Optimization*, NeurIPS 2018, arXiv
+    1810.04650, equation 3; Désidéri 2012):
 
     $$d = \sum_t \lambda_t \frac{g_t}{s_t}, \qquad
-    \lambda = \arg\min \Big\| \sum_t \lambda_t \frac{g_t}{s_t} \Big\| \ \text{ with } \lambda \ge 0, \ \sum_t \lambda_t = 1.$$
+    \lambda = \arg\min \Big\| \sum_t \lambda_t \frac{g_t}{s_t} \Big\|
+    \ \text{ with } \lambda \ge 0, \ \sum_t \lambda_t = 1.$$
 
-    The point is computed exactly. The authors' code, LibMTL and TorchJD stop a Frank-Wolfe iteration early, the first two
-    with weights of 0.999 and 0.001 where the exact ones are 1 and 0. With `"none"` the weights are the same for all gradients
-    times one number. A task whose gradient is zero makes the update zero: the tasks are at a stationary point.
+    The point is computed exactly. The authors' code, LibMTL and TorchJD stop a Frank-Wolfe iteration early, the first
+    two with weights of 0.999 and 0.001 where the exact ones are 1 and 0. With `"none"` the weights are the same for all
+    gradients times one number. A task whose gradient is zero makes the update zero: the tasks are at a stationary
+    point.
 
     Args:
         normalization (`str`, *optional*, defaults to `"none"`):
             $s_t$: `"none"` (1, the paper's), `"l2"` ($\|g_t\|$), `"loss"` ($\ell_t$, not transformed) or `"loss+"`
             ($\ell_t \|g_t\|$), as in the authors' code.
         combine (`str`, *optional*, defaults to `"normalized"`):
-            What $\lambda$ weighs: the normalized gradients $g_t / s_t$ (`"normalized"`, as in LibMTL: the update is the point
-            itself), or the gradients $g_t$ (`"raw"`, as in the authors' code).
+            What $\lambda$ weighs: the normalized gradients $g_t / s_t$ (`"normalized"`, as in LibMTL: the update is the
+            point itself), or the gradients $g_t$ (`"raw"`, as in the authors' code).
     """
 
     holds = frozenset({"rotation_invariant", "permutation_equivariant", "non_conflicting"})
@@ -70,10 +72,10 @@ def shortest(known: Equilibrated, norms: Tensor) -> Tensor:
     r"""
     The weights of the shortest vector in the convex hull of vectors with the cosines of `known` and the given norms.
 
-    It is a problem of non-negative least squares, which an active set method solves exactly: the minimum of
-    $\|A v\|^2 + (r^T v - 1)^2$ over $v \ge 0$ is at a multiple of the minimum of $\|A v\|$ with $r^T v = 1$, since along a ray
-    $v = c p$ with $r^T p = 1$ it is $a / (1 + a)$ with $a = \|A p\|^2$. Here $v_t = \lambda_t n_t$, $A$ has the unit vectors
-    for columns, and $r_t \propto 1 / n_t$.
+    It is a problem of non-negative least squares, which an active set method solves exactly: the minimum of $\|A v\|^2
+    + (r^T v - 1)^2$ over $v \ge 0$ is at a multiple of the minimum of $\|A v\|$ with $r^T v = 1$, since along a ray $v
+    = c p$ with $r^T p = 1$ it is $a / (1 + a)$ with $a = \|A p\|^2$. Here $v_t = \lambda_t n_t$, $A$ has the unit
+    vectors for columns, and $r_t \propto 1 / n_t$.
     """
     zero = norms == 0
     if zero.any():
@@ -90,6 +92,6 @@ def _check_positive(tasks: Sequence[str], losses: Sequence[float], normalization
     for task, loss in zip(tasks, losses):
         if not loss > 0:
             raise ValueError(
-                f"Task '{task}': its loss is {loss:g}, and `mgda` with normalization='{normalization}' divides its gradient by "
-                "it, which must be positive. Choose 'none' or 'l2'."
+                f"Task '{task}': its loss is {loss:g}, and `mgda` with normalization='{normalization}' divides its "
+                "gradient by it, which must be positive. Choose 'none' or 'l2'."
             )

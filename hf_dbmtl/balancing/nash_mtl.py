@@ -18,14 +18,15 @@ __all__ = ["NashMTL"]
 
 class NashMTL(GramianWeighting):
     r"""
-    The Nash bargaining solution, the update that maximizes the product of what the tasks gain from it (*Multi-Task Learning
-    as a Bargaining Game*, ICML 2022, arXiv 2202.01017, claim 3.1 and Algorithm 1):
+    The Nash bargaining solution, the update that maximizes the product of what the tasks gain from it (*Multi-Task
+    Learning as a Bargaining Game*, ICML 2022, arXiv 2202.01017, claim 3.1 and Algorithm 1):
 
     $$\sum_t w_t g_t \quad \text{with} \quad (G w)_t = 1 / w_t, \ w > 0, \quad G_{st} = g_s \cdot g_t,$$
 
-    shortened to the norm `max_norm`. The heads carry the weights as well, without that bound, as in the authors' code, which
-    back-propagates the weighted sum of the losses and then clips the shared gradient. A task whose gradient of the shared
-    parameters is zero takes no part, and has weight 1. In a step without some of the tasks the others bargain.
+    shortened to the norm `max_norm`. The heads carry the weights as well, without that bound, as in the authors' code,
+    which back-propagates the weighted sum of the losses and then clips the shared gradient. A task whose gradient of
+    the shared parameters is zero takes no part, and has weight 1. In a step without some of the tasks the others
+    bargain.
 
     Args:
         max_norm (`float`, *optional*, defaults to 1.0):
@@ -35,12 +36,12 @@ class NashMTL(GramianWeighting):
         update_weights_every (`int`, *optional*, defaults to 1):
             The weights are computed at every so many balanced steps, and kept in between.
         solver (`str`, *optional*, defaults to `"ccp"`):
-            `"ccp"`: the paper's sequence of convex problems, which begins at the last step's weights, as TorchJD solves it with
-            ECOS; needs `hf-dbmtl[solvers]`. Like the authors' code and LibMTL it often stops before the solution where norms
-            are far apart, and takes tens of milliseconds a step and more. It is given the gradients rescaled, and begins
-            at weights of one, where the root mean square of their norms is not between 1e-3 and 1e3.
-            `"newton"`: the solution of the same equation to rounding error, in a millisecond, for gradients of any norm; needs
-            no other package. Takes its place where ECOS breaks.
+            `"ccp"`: the paper's sequence of convex problems, which begins at the last step's weights, as TorchJD solves
+            it with ECOS; needs `hf-dbmtl[solvers]`. Like the authors' code and LibMTL it often stops before the
+            solution where norms are far apart, and takes tens of milliseconds a step and more. It is given the
+            gradients rescaled, and begins at weights of one, where the root mean square of their norms is not between
+            1e-3 and 1e3. `"newton"`: the solution of the same equation to rounding error, in a millisecond, for
+            gradients of any norm; needs no other package. Takes its place where ECOS breaks.
     """
 
     holds = frozenset({"rotation_invariant", "permutation_equivariant"})

@@ -17,16 +17,16 @@ EPSILON = 1e-8  # LibMTL's, beside the squared norm that is divided by
 
 class PCGrad(GramianWeighting):
     r"""
-    Takes from every gradient, one after the other, its components along the gradients that oppose it, in an order drawn at
-    random, and adds up what remains (*Gradient Surgery for Multi-Task Learning*, NeurIPS 2020, arXiv 2001.06782,
+    Takes from every gradient, one after the other, its components along the gradients that oppose it, in an order drawn
+    at random, and adds up what remains (*Gradient Surgery for Multi-Task Learning*, NeurIPS 2020, arXiv 2001.06782,
     Algorithm 1):
 
     $$g_i^{PC} \leftarrow g_i^{PC} - \frac{\min(g_i^{PC} \cdot g_j, 0)}{\|g_j\|^2 + \epsilon} g_j, \qquad
     \sum_i g_i^{PC}.$$
 
-    The update is a sum over the tasks, as in the authors' code and LibMTL. The orders are a function of the seed, the step
-    and the names of the tasks present. The weights are the same for all gradients times one number: where the mean squared
-    norm is below 1e-4, all are scaled up to it first, so that $\epsilon$ never matters.
+    The update is a sum over the tasks, as in the authors' code and LibMTL. The orders are a function of the seed, the
+    step and the names of the tasks present. The weights are the same for all gradients times one number: where the mean
+    squared norm is below 1e-4, all are scaled up to it first, so that $\epsilon$ never matters.
 
     Args:
         epsilon (`float`, *optional*, defaults to 1e-8):

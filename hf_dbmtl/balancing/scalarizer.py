@@ -25,11 +25,11 @@ __all__ = ["TorchJDScalarizer", "adapt"]
 class TorchJDScalarizer(Adapted, LossTransform):
     r"""
     A TorchJD scalarizer, differentiated at the mean losses of the step: the gradient of task $t$ is weighed by
-    $\partial \Phi / \partial \ell_t$, and so is its head's. Since that may follow from all losses, the gradients of all tasks
-    are kept to the end of the step; the transforms of this package that have a name mostly need not.
+    $\partial \Phi / \partial \ell_t$, and so is its head's. Since that may follow from all losses, the gradients of all
+    tasks are kept to the end of the step; the transforms of this package that have a name mostly need not.
 
-    What a scalarizer learns (UW, IMTL-L) is stepped after each balanced step by an optimizer of its own. FAMO looks at the
-    losses again after the step of the model's optimizer; DWA's averages are of epochs.
+    What a scalarizer learns (UW, IMTL-L) is stepped after each balanced step by an optimizer of its own. FAMO looks at
+    the losses again after the step of the model's optimizer; DWA's averages are of epochs.
 
     Args:
         given (`Scalarizer`):
@@ -77,8 +77,8 @@ class TorchJDScalarizer(Adapted, LossTransform):
         found, *self._slopes = torch.autograd.grad(total, [values, *self.learned], allow_unused=True)
         if not found.isfinite().all():
             raise ValueError(
-                f"{self} has the derivatives {found.tolist()} at the losses {dict(losses)}: not finite. Choose a loss transform "
-                "of this package by its name."
+                f"{self} has the derivatives {found.tolist()} at the losses {dict(losses)}: not finite. Choose a loss "
+                "transform of this package by its name."
             )
         self._late = dict(zip(losses, found.tolist()))
         return 1.0
@@ -119,15 +119,16 @@ def adapt(
     """
     if not isinstance(source, (jd.Weighting, jd.Aggregator, Scalarizer)):
         raise TypeError(
-            "`balancer` must be a name such as 'db_mtl' or 'log+max_norm', or an instance of a Weighting, an Aggregator or a "
-            f"Scalarizer of TorchJD, and is {source!r}."
+            "`balancer` must be a name such as 'db_mtl' or 'log+max_norm', or an instance of a Weighting, an "
+            f"Aggregator or a Scalarizer of TorchJD, and is {source!r}."
         )
     learns = isinstance(source, Scalarizer) and not isinstance(source, FAMO) and any(True for _ in source.parameters())
     takes = ["learning_rate", "optimizer"] if learns else []
     for option in options or {}:
         if option not in takes:
             raise ValueError(
-                f"TorchJD's {type(source).__name__} is given as an object, and has no option '{option}' in `balancer_kwargs`"
+                f"TorchJD's {type(source).__name__} is given as an object, and has no option '{option}' in "
+                "`balancer_kwargs`"
                 + (f": they are {takes}." if learns else ": its options are those that it was made with.")
             )
     if isinstance(source, Scalarizer):
@@ -135,8 +136,8 @@ def adapt(
     weighting, stat = stat_of(source)
     if weighting is None and any(weight != 1.0 for weight in (task_weights or {}).values()):
         raise ValueError(
-            f"`task_weights` multiply the terms of a sum over the tasks, and TorchJD's {type(source).__name__} gives a vector "
-            "that is not one. Leave them out."
+            f"`task_weights` multiply the terms of a sum over the tasks, and TorchJD's {type(source).__name__} gives a "
+            "vector that is not one. Leave them out."
         )
     kind = TorchJDAggregator if stat == "matrix" else TorchJDWeighting
     return Balancer(Identity(), None, kind(source), task_weights)

@@ -74,7 +74,7 @@ class Snapshot:
                 if key not in self.others:
                     raise ValueError(
                         f"The state of {type(self.module).__name__} cannot be saved: its attribute '{key}' is now a "
-                        f"{type(value).__name__}. State must be made of tensors, arrays, numbers, strings, lists and tuples."
+                        f"{type(value).__name__}. State must be made of tensors, arrays, numbers, strings and lists."
                     )
                 continue
             if key not in self.first or not _same(value, self.first[key]):

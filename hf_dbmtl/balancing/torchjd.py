@@ -1,4 +1,4 @@
-"""TorchJD's own objects as parts of a balancer: any of its weightings and aggregators, and (by `scalarizer.py`) scalarizers."""
+"""TorchJD's own objects as parts of a balancer: any of its weightings and aggregators. `scalarizer.py` has the rest."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ DERIVED = frozenset({"alpha_param", "prvs_alpha_param", "G_param", "normalizatio
 class Adapted(Part):
     """
     A part that calls an object of TorchJD: on a copy, so that every run begins with the object as the user made it, in
-    float64, with random numbers that follow from the seed and the step, and with its state saved and restored here, since
-    `state_dict` of TorchJD's objects has holes.
+    float64, with random numbers that follow from the seed and the step, and with its state saved and restored here,
+    since `state_dict` of TorchJD's objects has holes.
 
     Args:
         given (`nn.Module`):
@@ -62,13 +62,15 @@ class Adapted(Part):
         Calls a part of the object.
 
         Raises:
-            `ValueError`: where the object has a state and a task is absent, where it fails, or what it gives is not finite.
+            `ValueError`: where the object has a state and a task is absent, where it fails, or what it gives is not
+            finite.
         """
         if self.stateful and len(tasks) < len(self.tasks):
             absent = [task for task in self.tasks if task not in tasks]
             raise ValueError(
-                f"No example of the task '{absent[0]}' has a label in balanced step {step}, and {self} keeps a state for all "
-                f"of {list(self.tasks)}. Choose a balancer of this package by its name: those leave an absent task's state alone."
+                f"No example of the task '{absent[0]}' has a label in balanced step {step}, and {self} keeps a state "
+                f"for all of {list(self.tasks)}. Choose a balancer of this package by its name: those leave the state of "
+                "an absent task alone."
             )
         try:
             with drawing_from(self.generator(step)):
@@ -77,8 +79,9 @@ class Adapted(Part):
             raise ValueError(f"{self} failed in balanced step {step}, with the tasks {list(tasks)}: {error}") from error
         if not found.isfinite().all():
             raise ValueError(
-                f"{self} gave {found.tolist() if found.numel() < 50 else 'numbers'} in balanced step {step}, with the tasks "
-                f"{list(tasks)}: not finite. The balancers that this package has a name for cope with any finite gradients."
+                f"{self} gave {found.tolist() if found.numel() < 50 else 'numbers'} in balanced step {step}, with the "
+                f"tasks {list(tasks)}: not finite. The balancers that this package has a name for cope with any finite "
+                "gradients."
             )
         return found
 
@@ -94,11 +97,12 @@ class Adapted(Part):
 
 class TorchJDWeighting(Adapted, GramianWeighting):
     """
-    A TorchJD weighting that looks at the Gramian, or at nothing of the matrix of gradients but its Gramian, or an aggregator
-    made of such a one. The Gramian is not rescaled: epsilons and solvers of the object see the gradients as they are.
+    A TorchJD weighting that looks at the Gramian, or at nothing of the matrix of gradients but its Gramian, or an
+    aggregator made of such a one. The Gramian is not rescaled: epsilons and solvers of the object see the gradients as
+    they are.
 
-    MoDo and SDMGrad are defined for the product of the gradients of two independent batches; here they get the Gramian of the
-    one batch of the step, and are then biased as MGDA is.
+    MoDo and SDMGrad are defined for the product of the gradients of two independent batches; here they get the Gramian
+    of the one batch of the step, and are then biased as MGDA is.
 
     Args:
         given (`nn.Module`):
@@ -109,7 +113,9 @@ class TorchJDWeighting(Adapted, GramianWeighting):
         super().__init__(given)
         self.weighting, self.stat = stat_of(self.source)
         if any(isinstance(part, TWO_BATCHES) for part in self.source.modules()):
-            warnings.warn(f"{self} is given the Gramian of one batch; it is meant for two independent ones.", stacklevel=2)
+            warnings.warn(
+                f"{self} is given the Gramian of one batch; it is meant for two independent ones.", stacklevel=2
+            )
 
     def weights(self, gramian: Tensor, tasks: Sequence[str], losses: Sequence[float], step: int) -> Tensor:
         stat = gramian
@@ -122,8 +128,8 @@ class TorchJDWeighting(Adapted, GramianWeighting):
 
 class TorchJDAggregator(Adapted, CoordinateWeighting):
     """
-    A TorchJD aggregator or weighting that looks at the matrix of gradients itself, such as GradDrop, TrimmedMean, ConFIG or
-    ExcessMTL. The matrix is put together in float64, `(tasks, parameters)`, and so only in one process.
+    A TorchJD aggregator or weighting that looks at the matrix of gradients itself, such as GradDrop, TrimmedMean,
+    ConFIG or ExcessMTL. The matrix is put together in float64, `(tasks, parameters)`, and so only in one process.
 
     Args:
         given (`nn.Module`):
@@ -140,10 +146,14 @@ class TorchJDAggregator(Adapted, CoordinateWeighting):
     def combine(
         self, rows: Mapping[str, Vector], losses: Sequence[float], step: int, task_weights: Sequence[float]
     ) -> tuple[Vector, dict[str, float]]:
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        if (
+            torch.distributed.is_available()
+            and torch.distributed.is_initialized()
+            and torch.distributed.get_world_size() > 1
+        ):
             raise ValueError(
-                f"{self} looks at whole gradients, and works in one process only. Choose a balancer of this package by its "
-                "name, such as 'graddrop', 'config' or 'excess_mtl'."
+                f"{self} looks at whole gradients, and works in one process only. Choose a balancer of this package by "
+                "its name, such as 'graddrop', 'config' or 'excess_mtl'."
             )
         first, *others = rows.values()
         pieces: list[Tensor] = []
@@ -168,8 +178,8 @@ class TorchJDAggregator(Adapted, CoordinateWeighting):
 
 def stat_of(source: nn.Module) -> tuple[nn.Module | None, str]:
     """
-    The weighting in an object, where there is one, and what has to be given to it: the `"gramian"`, a `"factor"` (any matrix
-    with the same Gramian will do) or the `"matrix"` of gradients.
+    The weighting in an object, where there is one, and what has to be given to it: the `"gramian"`, a `"factor"` (any
+    matrix with the same Gramian will do) or the `"matrix"` of gradients.
     """
     if isinstance(source, jd.GramianWeightedAggregator):
         return source.gramian_weighting, "gramian"
@@ -181,7 +191,9 @@ def stat_of(source: nn.Module) -> tuple[nn.Module | None, str]:
 def _stat(weighting: nn.Module, otherwise: str) -> str:
     if isinstance(weighting, jd.CRMOGMWeighting):
         return _stat(weighting.weighting, otherwise)
-    if isinstance(weighting, ROTATION_INVARIANT) or (isinstance(weighting, _Composition) and weighting.fn is compute_gramian):
+    if isinstance(weighting, ROTATION_INVARIANT) or (
+        isinstance(weighting, _Composition) and weighting.fn is compute_gramian
+    ):
         return "factor"
     if isinstance(weighting, TWO_BATCHES):
         return "gramian"
@@ -189,7 +201,7 @@ def _stat(weighting: nn.Module, otherwise: str) -> str:
 
 
 def in_double(module: nn.Module, device: torch.device) -> nn.Module:
-    """Brings every tensor of a module, also those in plain attributes, to `device`, those of floating point to float64."""
+    """Brings every tensor of a module, also in plain attributes, to `device`, those of floating point to float64."""
     module.to(device, torch.float64)
     for part in module.modules():
         for name, value in vars(part).items():

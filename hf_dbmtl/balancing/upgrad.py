@@ -14,21 +14,23 @@ __all__ = ["UPGrad"]
 
 class UPGrad(GramianWeighting):
     r"""
-    Projects every gradient onto the dual cone of all of them, the directions that oppose none, and averages the projections
-    (*Jacobian Descent for Multi-Objective Optimization*, arXiv 2406.16232, section 3):
+    Projects every gradient onto the dual cone of all of them, the directions that oppose none, and averages the
+    projections (*Jacobian Descent for Multi-Objective Optimization*, arXiv 2406.16232, section 3):
 
-    $$\frac 1 T \sum_t \pi(g_t), \qquad \pi(g) = \arg\min_{d} \|d - g\| \ \text{ with } g_s \cdot d \ge 0 \text{ for all } s.$$
+    $$\frac 1 T \sum_t \pi(g_t), \qquad
+    \pi(g) = \arg\min_{d} \|d - g\| \ \text{ with } g_s \cdot d \ge 0 \text{ for all } s.$$
 
-    The computation is TorchJD's, with a projection of this package, which is exact, see [`DualCone`]. It is a mean of the
-    gradients, not a sum.
+    The computation is TorchJD's, with a projection of this package, which is exact, see [`DualCone`]. It is a mean of
+    the gradients, not a sum.
 
     Args:
         norm_eps (`float`, *optional*, defaults to 0.0):
-            Below this sum of squared norms nothing is projected. TorchJD and LibMTL take 1e-4, which small gradients, such
-            as those near the end of a training, fall below; 0 leaves the weights the same for all gradients times one number.
+            Below this sum of squared norms nothing is projected. TorchJD and LibMTL take 1e-4, which small gradients,
+            such as those near the end of a training, fall below; 0 leaves the weights the same for all gradients times
+            one number.
         reg_eps (`float`, *optional*, defaults to 0.0):
-            What is added to the diagonal of the Gramian, relative to the sum of squared norms. 0 is the paper's projection;
-            TorchJD and LibMTL take 1e-4, for the sake of their solver, and leave a conflict of that order.
+            What is added to the diagonal of the Gramian, relative to the sum of squared norms. 0 is the paper's
+            projection; TorchJD and LibMTL take 1e-4, for the sake of their solver, and leave a conflict of that order.
     """
 
     holds = frozenset({"rotation_invariant", "permutation_equivariant", "non_conflicting"})

@@ -91,9 +91,12 @@ def _loader(task: str, source: DatasetSettings) -> Loader:
         return partial(_saved_split, source.path)
     if not folder.is_dir() and (folder.suffix in BUILDERS or source.path.startswith((".", "/", "~"))):
         raise _error(task, f"there is no file or folder {source.path} (seen from {Path.cwd()}).")
-    if source.delimiter is not None:
+    options: dict[str, Any] = {"data_files": files, "revision": source.revision}
+    if folder.is_dir():
+        options |= _options(task, source, {file.suffix.lower() for file in folder.rglob("*")} & BUILDERS.keys())
+    elif source.delimiter is not None:
         raise _error(task, "`delimiter` is for local csv files: name them in `data_files`, or leave it out.")
-    return lambda split: load_dataset(source.path, source.name, data_files=files, split=split, revision=source.revision)
+    return lambda split: load_dataset(source.path, source.name, split=split, **options)
 
 
 def _files_loader(task: str, source: DatasetSettings, files: Mapping[str, list[str]]) -> Loader:
@@ -109,13 +112,24 @@ def _files_loader(task: str, source: DatasetSettings, files: Mapping[str, list[s
     if None in builders or len(builders) > 1:
         found = ", ".join(sorted(suffix or "nothing" for suffix in suffixes))
         raise _error(task, f"its files end in {found}: give files of one kind, {', '.join(BUILDERS)}.")
+    options = _options(task, source, suffixes)
     (builder,) = builders
-    options: dict[str, Any] = {}
-    if builder == "csv":
-        options["delimiter"] = source.delimiter or ("\t" if suffixes == {".tsv"} else ",")
-    elif source.delimiter is not None:
-        raise _error(task, f"`delimiter` is for csv files, and these are {builder}: leave it out.")
     return lambda split: load_dataset(builder, data_files=dict(files), split=split, **options)
+
+
+def _options(task: str, source: DatasetSettings, suffixes: set[str]) -> dict[str, Any]:
+    """How files are read that end so."""
+    if not suffixes or {BUILDERS[suffix] for suffix in suffixes} != {"csv"}:
+        if source.delimiter is not None:
+            raise _error(task, f"`delimiter` is for csv files, and these end in {', '.join(suffixes)}: leave it out.")
+        return {}
+    if len(suffixes) > 1 and source.delimiter is None:
+        raise _error(task, "its files are csv and tsv: give one kind, or the `delimiter` that both have.")
+    return {
+        "delimiter": source.delimiter or ("\t" if suffixes == {".tsv"} else ","),
+        "keep_default_na": False,  # else the words None, NA and null are taken for gaps, be they a class or a text
+        "na_values": ["", "NaN", "nan"],
+    }
 
 
 def _saved_split(path: str, split: str | None) -> Any:

@@ -9,7 +9,11 @@ from gramians import random_gradients, relative, weigh
 from hf_dbmtl.balancing.aligned_mtl import AlignedMTL
 
 
-SCALES = {"min": lambda s: s.min(), "median": lambda s: s.square().median().sqrt(), "rmse": lambda s: s.square().mean().sqrt()}
+SCALES = {
+    "min": lambda s: s.min(),
+    "median": lambda s: s.square().median().sqrt(),
+    "rmse": lambda s: s.square().mean().sqrt(),
+}
 
 
 @pytest.mark.parametrize("scale", SCALES)

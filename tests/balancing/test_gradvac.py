@@ -10,7 +10,9 @@ from torch import Tensor
 from hf_dbmtl.balancing.gradvac import GradVac
 
 
-def vaccinated(gradients: Tensor, targets: Tensor, orders: list[list[int]], beta: float, epsilon: float = 1e-8) -> Tensor:
+def vaccinated(
+    gradients: Tensor, targets: Tensor, orders: list[list[int]], beta: float, epsilon: float = 1e-8
+) -> Tensor:
     """Algorithm 1 of the paper; `targets` are updated in place."""
     total = torch.zeros_like(gradients[0])
     for i, order in enumerate(orders):
@@ -20,7 +22,10 @@ def vaccinated(gradients: Tensor, targets: Tensor, orders: list[list[int]], beta
             cosine = mine @ other / (mine.norm() * other.norm() + epsilon)
             if cosine < target:
                 straight, turned = (1 - target**2).sqrt(), (1 - cosine**2).sqrt()
-                mine = mine + mine.norm() * (target * turned - cosine * straight) / (other.norm() * straight + epsilon) * other
+                mine = (
+                    mine
+                    + mine.norm() * (target * turned - cosine * straight) / (other.norm() * straight + epsilon) * other
+                )
             targets[i, j] = (1 - beta) * target + beta * cosine
         total += mine
     return total

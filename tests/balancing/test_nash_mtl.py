@@ -92,7 +92,9 @@ def test_the_sequence_begins_at_the_last_weights() -> None:
     assert relative(factors[0], solution) > 1e-2 > 1e-4 > relative(factors[-1], solution)
 
 
-@pytest.mark.parametrize("options", [{"max_norm": -1.0}, {"optim_niter": 0}, {"update_weights_every": 0}, {"solver": "x"}])
+@pytest.mark.parametrize(
+    "options", [{"max_norm": -1.0}, {"optim_niter": 0}, {"update_weights_every": 0}, {"solver": "x"}]
+)
 def test_options(options: dict) -> None:
     with pytest.raises(ValueError, match="must be"):
         NashMTL(**options)

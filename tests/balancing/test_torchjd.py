@@ -218,7 +218,9 @@ def test_what_is_no_object_of_torchjd() -> None:
 def test_options() -> None:
     with pytest.raises(ValueError, match="TorchJD's GradVac is given as an object, and has no option 'beta'"):
         make_balancer(jd.GradVac(), {"beta": 0.1})
-    with pytest.raises(ValueError, match=r"no option 'lr' in `balancer_kwargs`: they are \['learning_rate', 'optimizer'\]"):
+    with pytest.raises(
+        ValueError, match=r"no option 'lr' in `balancer_kwargs`: they are \['learning_rate', 'optimizer'\]"
+    ):
         make_balancer(jds.UW(3), {"lr": 0.1})
     with pytest.raises(ValueError, match="`optimizer` must be one of"):
         make_balancer(jds.UW(3), {"optimizer": "lion"})
@@ -238,14 +240,18 @@ def test_task_weights() -> None:
 @pytest.mark.parametrize("of", [jd.GradVac(), jd.ExcessMTL(), jds.DWA()], ids=describe_balancer)
 def test_an_absent_task_and_a_state(of: nn.Module) -> None:
     """TorchJD would silently begin anew with two tasks, and anew with three."""
-    with pytest.raises(ValueError, match=r"No example of the task 't1' has a label in balanced step 2, and TorchJD's .* keeps"):
+    with pytest.raises(
+        ValueError, match=r"No example of the task 't1' has a label in balanced step 2, and TorchJD's .* keeps"
+    ):
         play(balancer(of), [STEPS[0], {task: STEPS[1][task] for task in ("t0", "t2")}])
 
 
 def test_an_absent_task_without_a_state() -> None:
     two = [{task: step[task] for task in ("t0", "t2")} for step in STEPS]
     assert distance(play(balancer(jd.PCGrad()), two)[0], play(balancer(jd.PCGrad(), tasks=["t0", "t2"]), two)[0]) == 0.0
-    with pytest.raises(ValueError, match=r"TorchJD's Constant failed in balanced step 1, with the tasks \['t0', 't2'\]: "):
+    with pytest.raises(
+        ValueError, match=r"TorchJD's Constant failed in balanced step 1, with the tasks \['t0', 't2'\]: "
+    ):
         play(balancer(jd.Constant(ONES)), two)
 
 

@@ -71,6 +71,17 @@ def test_splits(formats):
     assert len(load(DatasetSettings(data_files="row*.parquet", eval_fraction=0))[0]) == 10
 
 
+@pytest.mark.parametrize("path", ["words.csv", "words"])
+def test_words_are_no_gaps(folder, path):
+    """`None` and `NA` in a csv file are what stands there, a class for example; an empty cell is missing."""
+    Path("words").mkdir(exist_ok=True)
+    for file in ("words.csv", "words/train.csv"):
+        Path(file).write_text("text,label,score\nnull,None,1.5\ngood,NA,NaN\nbad,,2\n")
+    for label, expected in (("label", ["None", "NA", None]), ("score", [1.5, None, 2.0])):
+        train, _ = load(DatasetSettings(path=path, eval_fraction=0), label=label)
+        assert (train["text"][:], train[label][:]) == (["null", "good", "bad"], expected)
+
+
 def test_held_out(formats):
     source = DatasetSettings(path="rows.csv", eval_fraction=0.3)
     train, evaluation = load(source)
@@ -97,6 +108,7 @@ WRONG = [
     ({"path": "./missing"}, {}, ["there is no file or folder ./missing"]),
     ({"data_files": "missing*.csv"}, {}, ["there is no file missing*.csv"]),
     ({"data_files": ["rows.csv", "rows.parquet"]}, {}, ["its files end in .csv, .parquet: give files of one kind"]),
+    ({"data_files": ["rows.csv", "rows.tsv"]}, {}, ["its files are csv and tsv"]),
     ({"path": "run.xlsx"}, {}, ["its files end in .xlsx", ".parquet, .csv"]),
     ({"path": "rows.csv", "data_files": "rows.csv"}, {}, ["give `path` or `data_files`, not both"]),
     ({"path": "rows.csv", "name": "mrpc"}, {}, ["`name` belongs to a dataset of the Hub"]),

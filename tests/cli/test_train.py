@@ -96,7 +96,7 @@ def test_learns(config):
 
 
 def test_resume(config):
-    """A run that goes on from its newest checkpoint ends where one that was not interrupted does; a fresh one does not."""
+    """A run that goes on from its newest checkpoint ends where an uninterrupted one does; another seed does not."""
     weights = {}
     for name, steps in {
         "whole": [["--max_steps", "4"]],
