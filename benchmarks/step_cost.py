@@ -156,7 +156,10 @@ def measure_memory(options: argparse.Namespace, tasks: int, arm: str) -> int:
     batches = make_batches(tasks, options.vocab, options.rows, options.length)
     model = make_model(tasks, options.vocab)
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with tempfile.TemporaryDirectory() as folder, torch.profiler.profile(activities=activities, profile_memory=True) as run:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        torch.profiler.profile(activities=activities, profile_memory=True) as run,
+    ):
         make_trainer(arm, model, batches, 3, folder, []).train()
     now = peak = 0
     events = [event for event in run.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -192,8 +195,19 @@ def report(options: argparse.Namespace, tasks: int) -> dict:
 
 
 def show(console: Console, result: dict) -> None:
-    table = Table(title=f"T = {result['tasks']}, |θ| = {result['theta'] / 1e6:.2f} M, noise {100 * result['noise']:.2f} %")
-    for column in ("arm", "ms a step", "ratio to stock", "quartiles", "at most", "verdict", "memory above stock, |θ|·4 B", "at most"):
+    table = Table(
+        title=f"T = {result['tasks']}, |θ| = {result['theta'] / 1e6:.2f} M, noise {100 * result['noise']:.2f} %"
+    )
+    for column in (
+        "arm",
+        "ms a step",
+        "ratio to stock",
+        "quartiles",
+        "at most",
+        "verdict",
+        "memory above stock, |θ|·4 B",
+        "at most",
+    ):
         table.add_column(column, justify="left" if column == "arm" else "right")
     for arm, row in result["arms"].items():
         bound = row.get("memory_bound_in_theta")
@@ -232,11 +246,20 @@ def main() -> None:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
         about = {
             "command": "python benchmarks/step_cost.py "
-            + " ".join(f"--{key} {' '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in vars(options).items() if key != "output"),
+            + " ".join(
+                f"--{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+                for key, value in vars(options).items()
+                if key != "output"
+            ),
             "commit": commit,
             "date": datetime.date.today().isoformat(),
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, " + (torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"),
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}, "
+            + (torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"),
+            "versions": {
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "python": platform.python_version(),
+            },
         }
         options.output.write_text(json.dumps({**about, "results": results}, indent=2) + "\n")
 

@@ -42,7 +42,11 @@ def check_arguments(args: MultiTaskTrainingArguments) -> None:
             f"optim='{args.optim.value}'",
             "it steps inside the backward pass, before the gradients of all tasks are there; use one such as 'adamw_torch'",
         ),
-        (args.torch_compile, "torch_compile", "it would compile the model anew for every task; compile the encoder itself"),
+        (
+            args.torch_compile,
+            "torch_compile",
+            "it would compile the model anew for every task; compile the encoder itself",
+        ),
         (args.use_liger_kernel, "use_liger_kernel", "it patches known model classes; apply it to the encoder yourself"),
         (
             args.batch_eval_metrics,
@@ -94,7 +98,11 @@ def check_arguments(args: MultiTaskTrainingArguments) -> None:
             "every process keeps its own buffers; use SyncBatchNorm",
         ),
         (args.deepspeed is not None, "deepspeed", "its engine steps inside the backward pass; use DDP"),
-        (args.parallelism_config is not None, "parallelism_config", "tensor, context and sequence parallelism split a task"),
+        (
+            args.parallelism_config is not None,
+            "parallelism_config",
+            "tensor, context and sequence parallelism split a task",
+        ),
         (bool(args.fsdp), "fsdp", "sharded parameters are not supported yet; use one process or more memory"),
     ]
     _refuse(refusals)

@@ -121,7 +121,9 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         check_layout(self.accelerator, args)
-        self.model_accepts_loss_kwargs = False  # the loss is a mean per task, whatever keywords a module's forward takes
+        self.model_accepts_loss_kwargs = (
+            False  # the loss is a mean per task, whatever keywords a module's forward takes
+        )
         self.shared_parameters = shared_parameters
         self.gradients: Gradients | None = None
         self.balancer: Balancer | None = None

@@ -68,7 +68,9 @@ class MultiTaskTrainingArguments(TrainingArguments):
 
     per_device_train_batch_size: int = field(
         default=8,
-        metadata={"help": "Rows of each task in a micro-batch, per device. With T tasks a batch holds T times as many."},
+        metadata={
+            "help": "Rows of each task in a micro-batch, per device. With T tasks a batch holds T times as many."
+        },
     )
     max_grad_norm: float = field(
         default=0.0,
@@ -79,11 +81,13 @@ class MultiTaskTrainingArguments(TrainingArguments):
     )
     balancer: str = field(
         default="db_mtl",
-        metadata={"help": "The balancer, '[transform+][ema+][weighting]', such as db_mtl, ew, log, max_norm, log+max_norm."},
+        metadata={
+            "help": "The balancer, '[transform+][ema+][weighting]', such as db_mtl, ew, log, max_norm, log+max_norm."
+        },
     )
     balancer_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "The options of the balancer as JSON, e.g. '{\"beta\": 0.9, \"decay\": 0.5, \"alpha\": \"max\"}'."},
+        metadata={"help": 'The options of the balancer as JSON, e.g. \'{"beta": 0.9, "decay": 0.5, "alpha": "max"}\'.'},
     )
     mixing: str = field(
         default="equal",
@@ -147,7 +151,9 @@ class MultiTaskTrainingArguments(TrainingArguments):
             _number(f"task_weights['{task}']", weight, zero=True)
         for task, rows in (self.per_task_batch_size or {}).items():
             if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
-                raise ValueError(f"`per_task_batch_size['{task}']` must be a whole number of 1 or more, and is {rows!r}.")
+                raise ValueError(
+                    f"`per_task_batch_size['{task}']` must be a whole number of 1 or more, and is {rows!r}."
+                )
         self._check_balancer()
 
     def _check_balancer(self) -> None:
@@ -194,4 +200,6 @@ def _check_json(name: str, value: Any) -> None:
 def _number(name: str, value: Any, zero: bool) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
     if not number or (value == 0 and not zero):
-        raise ValueError(f"`{name}` must be a {'number of 0 or more' if zero else 'positive number'}, and is {value!r}.")
+        raise ValueError(
+            f"`{name}` must be a {'number of 0 or more' if zero else 'positive number'}, and is {value!r}."
+        )

@@ -67,7 +67,9 @@ def poisoned_run(folder: Path, where: str = "loss", value: float = math.nan, **o
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize(("where", "value"), [("loss", math.nan), ("loss", math.inf), ("gradient", math.nan), ("gradient", -math.inf)])
+@pytest.mark.parametrize(
+    ("where", "value"), [("loss", math.nan), ("loss", math.inf), ("gradient", math.nan), ("gradient", -math.inf)]
+)
 def test_a_bad_step_is_skipped(where: str, value: float, accumulation: int, tmp_path: Path, caplog) -> None:
     with caplog.at_level("WARNING"):
         options = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 8 // accumulation}
@@ -103,7 +105,9 @@ def test_poison_would_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not torch.isfinite(flat(trainer.model.parameters())).all()
 
 
-def absent_run(folder: Path, absent: tuple[int, ...], present: tuple[str, ...] = tuple(TASKS), empty: str = "rows", **options):
+def absent_run(
+    folder: Path, absent: tuple[int, ...], present: tuple[str, ...] = tuple(TASKS), empty: str = "rows", **options
+):
     """Four steps on the same rows; at the steps named, `score` has no label, or no row at all."""
     data = tiny_data(rows=8)
     probe = MultiTaskTrainer(model=tiny_model(), args=arguments(folder), train_dataset=data)
@@ -118,7 +122,9 @@ def absent_run(folder: Path, absent: tuple[int, ...], present: tuple[str, ...] =
     tasks = {task: TASKS[task] for task in present}
     args = arguments(folder, learning_rate=1e-3, **options)
     model = tiny_model(tasks)
-    model.load_state_dict({name: value for name, value in tiny_model().state_dict().items() if name in model.state_dict()})
+    model.load_state_dict(
+        {name: value for name, value in tiny_model().state_dict().items() if name in model.state_dict()}
+    )
     return train(model, args, {task: data[task] for task in present}, trainer=kind)
 
 
@@ -153,7 +159,10 @@ def test_a_step_without_any_task_changes_nothing(tmp_path: Path) -> None:
         model=tiny_model({name: TASKS[name] for name in data}), args=arguments(tmp_path), train_dataset=data
     )
     full = {task: probe.collators[task]([data[task][row] for row in range(8)]) for task in data}
-    empty = {task: {**batch, "labels": torch.full_like(batch["labels"], -100 if task == "topic" else math.nan)} for task, batch in full.items()}
+    empty = {
+        task: {**batch, "labels": torch.full_like(batch["labels"], -100 if task == "topic" else math.nan)}
+        for task, batch in full.items()
+    }
     kind = type("Kind", (FixedBatches,), {"micro_batches": [full, empty, full]})
     watch = Watch()
     args = arguments(tmp_path, optim="adamw_torch", weight_decay=0.1)

@@ -47,7 +47,9 @@ def steps_of(folder: Path, rows: int, accumulation: int, dtype=torch.float64, ki
 
 
 @pytest.mark.parametrize("name", BALANCERS)
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 5e-6)], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 5e-6)], ids=["float64", "float32"]
+)
 def test_layouts_agree(name: str, dtype: torch.dtype, bound: float, tmp_path: Path) -> None:
     if name == "famo" and dtype is torch.float32:
         bound = 1e-4  # Adam steps by the sign of a difference of two losses that float32 hardly tells apart

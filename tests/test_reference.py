@@ -93,7 +93,8 @@ class Batches(Dataset):
 
     def __init__(self, case: dict, task: int):
         self.rows = [
-            {name: torch.tensor(case[name][k][task], dtype=torch.float64) for name in ("A", "b")} for k in range(case["K"])
+            {name: torch.tensor(case[name][k][task], dtype=torch.float64) for name in ("A", "b")}
+            for k in range(case["K"])
         ]
 
     def __len__(self) -> int:
@@ -115,7 +116,7 @@ class Trajectory(TrainerCallback):
 
 
 class FromRecorded(Trajectory):
-    """Begins every step where the implementation began it, and Nash-MTL's sequence at the weights that it began with."""
+    """Begins every step where the implementation began it, and Nash-MTL's sequence at the weights it began with."""
 
     def __init__(self, expected: dict) -> None:
         super().__init__()
@@ -174,7 +175,8 @@ def test_trajectory(case: str, method: str, tmp_path: Path) -> None:
     assert deviation(found.psi, expected["psi"], case["psi0"]) < tolerance
     records = [record for record in trainer.state.log_history if "loss" in record]
     losses = torch.tensor([[record[f"loss/task{t}"] for t in range(case["T"])] for record in records])
-    torch.testing.assert_close(losses, torch.tensor(expected["losses"], dtype=losses.dtype), rtol=max(1e-6, tolerance), atol=0)
+    recorded = torch.tensor(expected["losses"], dtype=losses.dtype)
+    torch.testing.assert_close(losses, recorded, rtol=max(1e-6, tolerance), atol=0)
 
 
 @pytest.mark.parametrize("solver", ["ccp", "newton"])

@@ -17,7 +17,9 @@ from hf_dbmtl.checkpoint import BALANCER_NAME
 STEPS = 6  # two epochs of three
 
 
-def run(folder: Path, resume: Path | None = None, data: dict | None = None, model_seed: int = 0, **options) -> MultiTaskTrainer:
+def run(
+    folder: Path, resume: Path | None = None, data: dict | None = None, model_seed: int = 0, **options
+) -> MultiTaskTrainer:
     defaults = {
         "num_train_epochs": 2,
         "gradient_accumulation_steps": 2,
@@ -101,7 +103,9 @@ def test_resume_of_the_loss_side(balancer: str, tmp_path: Path) -> None:
     path = tmp_path / "whole" / f"checkpoint-{after[0]}" / BALANCER_NAME  # the control: begun anew it is another run
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    save_file({name: torch.zeros_like(value) for name, value in load_file(path).items()}, path, {**metadata, "steps": "0"})
+    save_file(
+        {name: torch.zeros_like(value) for name, value in load_file(path).items()}, path, {**metadata, "steps": "0"}
+    )
     anew = run(tmp_path / "anew", tmp_path / "whole" / f"checkpoint-{after[0]}", **options)
     assert [record[1:] for record in losses_of(anew)] != [record[1:] for record in losses_of(whole)]
 

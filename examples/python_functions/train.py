@@ -44,7 +44,10 @@ from hf_dbmtl.plots import plot_training
 
 
 GLUE = {
-    "cola": (Classification(label_names=["unacceptable", "acceptable"], main_metric="matthews_correlation"), ("sentence", None)),
+    "cola": (
+        Classification(label_names=["unacceptable", "acceptable"], main_metric="matthews_correlation"),
+        ("sentence", None),
+    ),
     "sst2": (Classification(label_names=["negative", "positive"]), ("sentence", None)),
     "mrpc": (Classification(label_names=["different", "paraphrase"], main_metric="f1"), ("sentence1", "sentence2")),
     "stsb": (Regression(main_metric="pearson"), ("sentence1", "sentence2")),
@@ -52,24 +55,47 @@ GLUE = {
 }
 BALANCERS = ("ew", "db_mtl")
 # Enough of the library for every task to have something to train and to be evaluated on.
-TINY = ("asyncio.tasks", "asyncio.streams", "asyncio.queues", "email.message", "email.header", "email.utils", "importlib.util")
-TINY += ("multiprocessing.pool", "multiprocessing.queues", "unittest.case", "unittest.mock", "xml.dom.minidom", "xml.sax.saxutils")
+TINY = (
+    "asyncio.tasks",
+    "asyncio.streams",
+    "asyncio.queues",
+    "email.message",
+    "email.header",
+    "email.utils",
+    "importlib.util",
+)
+TINY += (
+    "multiprocessing.pool",
+    "multiprocessing.queues",
+    "unittest.case",
+    "unittest.mock",
+    "xml.dom.minidom",
+    "xml.sax.saxutils",
+)
 TINY += ("argparse", "shutil", "textwrap", "json.decoder", "json.encoder", "csv", "configparser", "tempfile", "zipfile")
 NAMES = {"ew": "equal weighting", "db_mtl": "DB-MTL"}
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", choices=["python", "glue"], default="python", help="what to learn (default: python)")
+    parser.add_argument(
+        "--dataset", choices=["python", "glue"], default="python", help="what to learn (default: python)"
+    )
     parser.add_argument("--model_name_or_path", help="an encoder of the Hub or a folder (default: the bundled MiniLM)")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/python_functions"), help="where results go")
     parser.add_argument("--max_steps", type=int, default=110, help="steps of each run (default: 110)")
     parser.add_argument("--batch_size", type=int, default=8, help="rows of each task in a step (default: 8)")
     parser.add_argument("--max_length", type=int, default=96, help="tokens of an input (default: 96)")
-    parser.add_argument("--max_eval_rows", type=int, default=300, help="rows of each task to evaluate on (default: 300)")
+    parser.add_argument(
+        "--max_eval_rows", type=int, default=300, help="rows of each task to evaluate on (default: 300)"
+    )
     parser.add_argument("--learning_rate", type=float, default=2e-4, help="of the encoder (default: 2e-4)")
-    parser.add_argument("--heads_lr_multiplier", type=float, default=10.0, help="of the heads, times that (default: 10)")
-    parser.add_argument("--trained_layers", type=int, default=3, help="upper layers of the encoder that train (default: 3)")
+    parser.add_argument(
+        "--heads_lr_multiplier", type=float, default=10.0, help="of the heads, times that (default: 10)"
+    )
+    parser.add_argument(
+        "--trained_layers", type=int, default=3, help="upper layers of the encoder that train (default: 3)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--tiny", action="store_true", help="few rows and steps, to see that it runs")
     options = parser.parse_args()
@@ -181,7 +207,9 @@ def show(console: Console, tasks: dict, results: dict[str, dict], seconds: dict[
         best = max(values)
         table.add_row(task, metric, *(f"[bold]{value:.3f}[/]" if value == best else f"{value:.3f}" for value in values))
         lines.append(f"| {task} | {metric} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
-    average = [sum(results[column][task][main_metric(tasks[task])] for task in tasks) / len(tasks) for column in columns]
+    average = [
+        sum(results[column][task][main_metric(tasks[task])] for task in tasks) / len(tasks) for column in columns
+    ]
     table.add_section()
     table.add_row("average", "", *(f"{value:.3f}" for value in average))
     lines.append("| average | | " + " | ".join(f"{value:.3f}" for value in average) + " |")
@@ -232,7 +260,9 @@ def main() -> None:
 
     results = {
         "never looks": {
-            task: baseline_metrics(declared, train_sets[task][column(train_sets[task])][:], test_sets[task][column(test_sets[task])][:])
+            task: baseline_metrics(
+                declared, train_sets[task][column(train_sets[task])][:], test_sets[task][column(test_sets[task])][:]
+            )
             for task, declared in tasks.items()
         }
     }
@@ -251,10 +281,21 @@ def main() -> None:
     trainer.save_model(str(folder / "model"))
     picture = plot_training(histories, folder / "training.png")
     plot_training(histories["DB-MTL"], folder / "model" / "training.png")
-    card = content_from_trainer(trainer, model_name="Five tasks on Python functions", picture="training.png", baselines=results["never looks"])
+    card = content_from_trainer(
+        trainer, model_name="Five tasks on Python functions", picture="training.png", baselines=results["never looks"]
+    )
     create_model_card(card).save(folder / "model" / "README.md")
     (folder / "results.md").write_text(markdown)
-    (folder / "results.json").write_text(json.dumps({"results": results, "seconds": seconds, "options": {key: str(value) for key, value in vars(options).items()}}, indent=2))
+    (folder / "results.json").write_text(
+        json.dumps(
+            {
+                "results": results,
+                "seconds": seconds,
+                "options": {key: str(value) for key, value in vars(options).items()},
+            },
+            indent=2,
+        )
+    )
     predict(console, folder / "model", texts)
     console.print(f"The picture: {picture}\nThe model with its card: {folder / 'model'}")
 

@@ -180,8 +180,7 @@ class Balancer:
     def _by_norms(self) -> Balanced:
         scale = self.weighting.scale(list(self._norms.values()))
         weights = {
-            task: scale * self.weighting.unit(norm, task) * self.task_weight(task)
-            for task, norm in self._norms.items()
+            task: scale * self.weighting.unit(norm, task) * self.task_weight(task) for task, norm in self._norms.items()
         }
         return Balanced(self._sum.mul_(scale), weights)
 

@@ -69,8 +69,8 @@ class Adapted(Part):
             absent = [task for task in self.tasks if task not in tasks]
             raise ValueError(
                 f"No example of the task '{absent[0]}' has a label in balanced step {step}, and {self} keeps a state "
-                f"for all of {list(self.tasks)}. Choose a balancer of this package by its name: those leave the state of "
-                "an absent task alone."
+                f"for all of {list(self.tasks)}. Choose a balancer of this package by its name: those leave the state "
+                "of an absent task alone."
             )
         try:
             with drawing_from(self.generator(step)):

@@ -30,8 +30,8 @@ class UW(LossTransform):
         init (`float`, *optional*, defaults to 0.0):
             Where every $s_t$ starts. TorchJD takes 0 as well, LibMTL -0.5; the paper finds that it does not matter.
         learning_rate (`float`, *optional*, defaults to 0.0025):
-            The learning rate of $s$. In the paper $s$ is learned together with the network, by the same optimizer; this
-            is the learning rate given there.
+            The learning rate of $s$. In the paper $s$ is learned together with the network, by the same optimizer; the
+            default is a choice of this package.
         optimizer (`str`, *optional*, defaults to `"sgd"`):
             `"sgd"` or `"adam"`.
     """

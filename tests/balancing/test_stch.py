@@ -42,9 +42,7 @@ def test_absent_tasks() -> None:
 def test_the_official_code(mu: float) -> None:
     """Epoch 0 and 1 sum logarithms, epoch 1 gives the average, from epoch 2 on it is the smooth maximum."""
     steps = random_steps(10)
-    average = torch.tensor(
-        [(steps[2].losses[task] + steps[3].losses[task]) / 2 for task in TASKS], dtype=torch.float64
-    )
+    average = torch.tensor([(steps[2].losses[task] + steps[3].losses[task]) / 2 for task in TASKS], dtype=torch.float64)
 
     def later(losses: torch.Tensor) -> torch.Tensor:
         return 3 * mu * (((losses / average).log() / mu).exp().sum()).log()

@@ -23,7 +23,10 @@ BALANCERS: dict[str, dict[str, Any]] = {
     "graddrop": {"balancer": "graddrop"},  # draws by coordinate
     "moco": {"balancer": "moco"},  # a memory of its own, and the Gramian
     "excess_mtl": {"balancer": "excess_mtl", "balancer_kwargs": {"step_size": 1.0}},  # state by coordinate
-    "moml": {"balancer": "moml", "balancer_kwargs": {"optimizer": "sgd", "learning_rate": 0.1}},  # tunes on validation data
+    "moml": {
+        "balancer": "moml",
+        "balancer_kwargs": {"optimizer": "sgd", "learning_rate": 0.1},
+    },  # tunes on validation data
 }
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 ACCUMULATIONS = (1, 2)

@@ -36,7 +36,7 @@ def launch(processes: int, folder: Path, *names: str) -> list[dict]:
     return [json.loads((folder / f"outcomes-{rank}.json").read_text()) for rank in range(processes)]
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path, list[dict]]:
     folder = tmp_path_factory.mktemp(f"processes-{request.param}")
     return request.param, folder, launch(request.param, folder)

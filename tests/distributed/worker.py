@@ -28,7 +28,9 @@ def main(folder: Path, names: list[str]) -> None:
         try:
             tensors, record = run_case(name, folder)
             outcomes[name] = record
-            save_file({key: value.contiguous() for key, value in tensors.items()}, folder / f"{name}-{rank()}.safetensors")
+            save_file(
+                {key: value.contiguous() for key, value in tensors.items()}, folder / f"{name}-{rank()}.safetensors"
+            )
         except Exception:
             outcomes[name] = {"error": traceback.format_exc()}
         if dist.is_initialized():

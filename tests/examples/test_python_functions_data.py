@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import os
 import subprocess
-import sys
 import symtable
+import sys
 import textwrap
 from collections import Counter
 from hashlib import sha256
