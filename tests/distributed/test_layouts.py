@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from cases import CASES, run_case  # noqa: E402
+from distributed_cases import CASES, run_case  # noqa: E402
 
 
 BOUNDS = {"float64": 1e-10, "float32": 5e-6}

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import torch.distributed as dist
-from cases import CASES, run_case
+from distributed_cases import CASES, run_case
 from safetensors.torch import save_file
 
 
