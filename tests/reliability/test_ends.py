@@ -139,15 +139,15 @@ class Deadly(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         self.reads += 1
-        if os.getpid() != self.process and self.reads > 20:
+        if os.getpid() != self.process and self.reads > 60:
             os.kill(os.getpid(), signal.SIGKILL)
         return self.rows[index]
 
 
 def test_a_worker_dies(tmp_path: Path) -> None:
-    data = tiny_data()
+    data = tiny_data(rows=96)
     data["score"] = Deadly(data["score"], os.getpid())
-    trainer = make(tmp_path, data, dataloader_num_workers=1, dataloader_prefetch_factor=1)
+    trainer = make(tmp_path, data, max_steps=12, dataloader_num_workers=1, dataloader_prefetch_factor=1)
     with pytest.raises(RuntimeError, match="DataLoader worker .* (is killed by signal|exited unexpectedly)"):
         trainer.train()
     newest, broken = last_whole_checkpoint(tmp_path)
