@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .limits import MAX_LABELS, check_label_names
+
 
 __all__ = ["Classification", "MultiLabelClassification", "Regression", "Task", "TokenClassification", "task_from_dict"]
 
 IGNORE_INDEX = -100
-# A head is a dense matrix: beyond this a configuration is a mistake, or an attempt to exhaust the memory.
-MAX_LABELS = 1_000_000
 
 
 @dataclass
@@ -50,8 +50,7 @@ class Task:
         if names is not None:
             if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
                 raise TypeError(f"label_names must be a list of strings, got {_short(names)}.")
-            if repeated := sorted({name for name in names if names.count(name) > 1}):
-                raise ValueError(f"label_names holds {', '.join(map(repr, repeated))} more than once.")
+            check_label_names(names)
             self.label_names = list(names)
             self.num_labels = len(names) if self.num_labels is None else self.num_labels
         if self.num_labels is None:

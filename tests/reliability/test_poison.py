@@ -46,7 +46,9 @@ class Poisoned(MultiTaskTrainer):
             embedding = self.model.get_input_embeddings()
             hook = embedding.register_forward_hook(lambda module, given, output: output * self.value)
         elif "gradient" in self.where:
-            name = "encoder.embeddings.word_embeddings.weight" if "shared" in self.where else f"heads.{TASK}.linear.bias"
+            name = (
+                "encoder.embeddings.word_embeddings.weight" if "shared" in self.where else f"heads.{TASK}.linear.bias"
+            )
             parameter = self.model.get_parameter(name)
             hook = parameter.register_hook(lambda gradient: gradient * self.value)
             self.pending.append(hook)
@@ -171,7 +173,9 @@ def test_what_other_balancers_learn_stays(balancer: str, tmp_path: Path) -> None
     assert all(torch.equal(before[name], after[name]) for name in kept)
     if kept:  # the control: a good step moves some of it
         moved = states[3][1]
-        assert any(before[name].shape != moved[name].shape or not torch.equal(before[name], moved[name]) for name in kept)
+        assert any(
+            before[name].shape != moved[name].shape or not torch.equal(before[name], moved[name]) for name in kept
+        )
     assert all(torch.isfinite(value).all() for _, tensors in states for value in tensors.values())
 
 
