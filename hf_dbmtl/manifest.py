@@ -56,16 +56,16 @@ def what_is_wrong(folder: str | os.PathLike) -> str | None:
     for name, (size, _) in files.items():  # sizes are at hand: a short file shows before any is read
         try:
             found = (folder / name).stat().st_size
-        except OSError:
-            return f"'{name}' is missing"
+        except (OSError, ValueError):  # names that no file can have
+            return f"{name!r} is missing"
         if found != size:
-            return f"'{name}' has {found} bytes of {size}"
+            return f"{name!r} has {found} bytes of {size}"
     with ThreadPoolExecutor(THREADS) as threads:
         try:
             measured = threads.map(lambda name: _measure(folder / name), files)
             for (name, (_, checksum)), (_, found) in zip(files.items(), measured):
                 if found != checksum:
-                    return f"'{name}' has other contents than were written"
+                    return f"{name!r} has other contents than were written"
         except OSError as error:
             return f"a file cannot be read ({error})"
     return None

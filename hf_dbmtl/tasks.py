@@ -17,6 +17,7 @@ from .limits import MAX_LABELS, check_label_names
 __all__ = ["Classification", "MultiLabelClassification", "Regression", "Task", "TokenClassification", "task_from_dict"]
 
 IGNORE_INDEX = -100
+LARGEST_INTEGER = 2**63 - 1
 
 
 @dataclass
@@ -163,6 +164,8 @@ class Classification(Task):
             return IGNORE_INDEX
         if not isinstance(label, int):
             raise self._wrong_type(name, label)
+        if abs(label) > LARGEST_INTEGER:  # which no tensor could hold
+            raise ValueError(f"Task {name!r}: label {_short(label)} is outside [0, {self.num_labels}): mend the data.")
         return label
 
     def check_labels(self, name: str, labels: Tensor) -> None:
@@ -228,6 +231,8 @@ class _VectorTask(Task):
         for entry in entries:
             if not isinstance(entry, (int, float)):
                 raise self._wrong_type(name, entry)
+            if isinstance(entry, int) and abs(entry) > LARGEST_INTEGER:
+                raise ValueError(f"Task {name!r}: label {_short(entry)} is too large: mend the data.")
         if len(entries) != self.num_labels:
             raise ValueError(
                 f"Task {name!r}: label {_short(label)} has {len(entries)} entries but num_labels={self.num_labels}: "
