@@ -90,7 +90,7 @@ def last_whole_checkpoint(output_dir: str | os.PathLike) -> tuple[str | None, di
         `tuple[str | None, dict[str, str]]`: its folder, `None` where there is none, and what is wrong with each that is
         newer.
     """
-    broken = {}
+    broken: dict[str, str] = {}
     for folder in checkpoints(output_dir) if os.path.isdir(output_dir) else ():
         reason = what_is_wrong(folder)
         if reason is None:
@@ -134,4 +134,4 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, int]]:
             raise ValueError(f"{name!r} lies outside the checkpoint")
         if not (isinstance(entry, list) and len(entry) == 2 and all(type(number) is int for number in entry)):
             raise ValueError(f"{name!r} has no size and checksum")
-    return {name: tuple(entry) for name, entry in files.items()}
+    return {name: (size, checksum) for name, (size, checksum) in files.items()}

@@ -52,10 +52,11 @@ class PreemptionCallback(TrainerCallback):
         self._save_if_told(args, state, control)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._told(args):
+        received = self._told(args)
+        if received is not None:
             self._restore()
-            logger.warning(f"Stopped by signal {self.received}. The checkpoint of step {state.global_step} is saved.")
-            raise SystemExit(128 + self.received)
+            logger.warning(f"Stopped by signal {received}. The checkpoint of step {state.global_step} is saved.")
+            raise SystemExit(128 + received)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -63,16 +64,16 @@ class PreemptionCallback(TrainerCallback):
         self._restore()
 
     def _save_if_told(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
-        if self._told(args):
+        if self._told(args) is not None:
             control.should_save = True
 
-    def _told(self, args: TrainingArguments) -> bool:
-        """Whether any process has received a signal. All of them ask at the same places."""
+    def _told(self, args: TrainingArguments) -> int | None:
+        """The signal that some process has received. All of them ask at the same places."""
         if args.world_size > 1:
             received = torch.tensor(self.received or 0, device=args.device)
             dist.all_reduce(received, dist.ReduceOp.MAX)
             self.received = int(received) or None
-        return self.received is not None
+        return self.received
 
     def _note(self, number: int, frame: Any) -> None:
         if os.getpid() != self._process:  # a process started by this one, which has nothing to save

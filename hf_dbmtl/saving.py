@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -23,8 +23,13 @@ __all__ = ["SavingMixin"]
 
 logger = logging.get_logger(__name__)
 
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base  # whose part it becomes
+else:
+    _Base = object
 
-class SavingMixin:
+
+class SavingMixin(_Base):
     """The part of [`MultiTaskTrainer`] that decides which checkpoint is good."""
 
     _put_off: int | None = None  # the `save_total_limit` that is to hold once the checkpoint being written is whole
@@ -49,17 +54,17 @@ class SavingMixin:
             `ValueError`: no whole checkpoint to resume from, or a damaged one.
             `OSError`: an `output_dir` in which checkpoints could not be written.
         """
-        if resume_from_checkpoint:
+        if resume_from_checkpoint is not None and resume_from_checkpoint is not False:
             resume_from_checkpoint = self._whole_checkpoint(resume_from_checkpoint)
         self._check_output_folder()
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _whole_checkpoint(self, given: str | bool) -> str:
         """The folder to resume from. One process looks, for all."""
-        found: list[str | Exception | None] = [None]
+        found: list[Any] = [None]
         if self.is_world_process_zero():
             try:
-                found = [_newest(self.args.output_dir) if given is True else _checked(given)]
+                found = [_newest(str(self.args.output_dir)) if given is True else _checked(str(given))]
             except ValueError as error:
                 found = [error]
         (folder,) = broadcast_object_list(found) if self.args.world_size > 1 else found
@@ -72,7 +77,7 @@ class SavingMixin:
         if self.args.save_strategy == SaveStrategy.NO or not self.args.should_save:
             return
         try:
-            os.makedirs(self.args.output_dir, exist_ok=True)
+            os.makedirs(str(self.args.output_dir), exist_ok=True)
             with tempfile.TemporaryFile(dir=self.args.output_dir):
                 pass
         except OSError as error:
@@ -106,7 +111,7 @@ class SavingMixin:
             self._remove_unfinished(run_dir, {folder, best})
             rotate_checkpoints(run_dir, self.args.save_total_limit, best, use_mtime=True)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         with self._limited(self._put_off or self.args.save_total_limit):  # the arguments are written as they were given
             super()._save(output_dir, state_dict)
 
@@ -120,7 +125,8 @@ class SavingMixin:
             self.args.save_total_limit = given
 
     def _check_parameters(self, folder: str) -> None:
-        for name, parameter in self.model.named_parameters():
+        parameters = self.model.named_parameters() if self.model is not None else ()
+        for name, parameter in parameters:
             if parameter.requires_grad and not torch.isfinite(parameter).all():
                 raise FloatingPointError(
                     f"The parameter '{name}' is not finite at step {self.state.global_step}: '{folder}' is not written. "

@@ -6,10 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
-
-from .training_args import MultiTaskTrainingArguments
 
 
 __all__ = ["SkipLimit"]
@@ -37,16 +35,15 @@ class SkipLimit(TrainerCallback):
         self._task = task
 
     def on_train_begin(
-        self, args: MultiTaskTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.in_a_row, self._task = 0, None
 
     def on_step_end(
         self,
-        args: MultiTaskTrainingArguments,
+        args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         if self._task is None:
@@ -54,15 +51,13 @@ class SkipLimit(TrainerCallback):
             return
         self.in_a_row += 1
         if self.in_a_row == 1:
-            self._look_at(model, state)
+            self._look_at(kwargs["model"], state)
         if self._reached(args):
             control.should_save = True
         else:
             self._task = None
 
-    def on_save(
-        self, args: MultiTaskTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._task is not None and self._reached(args):
             raise FloatingPointError(
                 f"Task '{self._task}': its loss or gradient is not finite, and {self.in_a_row} steps in a row were skipped "
@@ -70,7 +65,7 @@ class SkipLimit(TrainerCallback):
                 "weights of the last step that was not skipped. Mend the data or lower the learning rate."
             )
 
-    def _reached(self, args: MultiTaskTrainingArguments) -> bool:
+    def _reached(self, args: Any) -> bool:
         return args.max_skipped_steps is not None and self.in_a_row >= args.max_skipped_steps
 
     def _look_at(self, model: nn.Module, state: TrainerState) -> None:

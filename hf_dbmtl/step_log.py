@@ -46,5 +46,6 @@ class StepLog:
         if self._skipped:
             record["skipped_steps"] = self._skipped.total()
             record |= {f"skipped/{task}": count for task, count in self._skipped.items()}
-        self.__init__()
+        self._sums.clear()
+        self._skipped.clear()
         return record

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from .balancing import describe_balancer, make_balancer
+from .balancing import Balancer, describe_balancer, make_balancer
 
 
 __all__ = ["MultiTaskTrainingArguments"]
@@ -183,7 +183,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
         """The arguments as they go into JSON and to trackers: an object of TorchJD as its description."""
         return super().to_dict() | {"balancer": describe_balancer(self.balancer)}
 
-    def make_balancer(self):
+    def make_balancer(self) -> Balancer:
         """Makes the balancer that these arguments describe, see [`~hf_dbmtl.balancing.make_balancer`]."""
         return make_balancer(self.balancer, self.balancer_kwargs, self.task_weights)
 
