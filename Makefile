@@ -36,7 +36,7 @@ snapshot: $(VENV)/test
 	$(RUN) tests/contracts/surface.py --write
 
 release-check:
-	$(PYTHON) benchmarks/release_check.py
+	$(PYTHON) .ci/release_check.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
