@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import find_batch_size
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
 from .balancing import Balancer
@@ -167,17 +168,18 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
 
         self.balancer.begin(epoch=int(self.state.epoch or 0))
         head_gradients: dict[str, GradientVector] = {}
-        total = 0.0
-        for task, measured in self._task_gradients(model, micro_batches, self.balancer.derivative):
+        loss = 0.0
+        norms = self._logs_this_step()
+        total = None if norms else self.balancer.running_sum(self.gradients.zero()[0])
+        for task, measured in self._task_gradients(model, micro_batches, self.balancer.derivative, norms, total):
             if measured.num_items == 0:
                 continue  # absent: not in the sum, its memory unmoved, its head without a gradient
-            if not measured.is_finite:
+            finite = measured.is_finite and self.balancer.take(task, measured.loss, measured.shared, measured.norm)
+            if not finite:
                 return self._skip_step(task, measured)
-            total += self.balancer.task_weight(task) * measured.loss
+            loss += self.balancer.task_weight(task) * measured.loss
             head_gradients[task] = measured.heads
-            self.step_log.add(task, loss=measured.loss, grad_norm=measured.norm)
-            self.balancer.take(task, measured.loss, measured.shared)
-            del measured  # else its tensors would live on beside those of the next task
+            self.step_log.add(task, loss=measured.loss, **({"grad_norm": measured.norm} if norms else {}))
         if self.balancer.validates and head_gradients:
             self._tune_on_validation(model, head_gradients)
         balanced = self.balancer.balance()
@@ -188,10 +190,15 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
         self.step_log.add_weights(balanced.weights, balanced.cosines)
         if self.balancer.looks_again:
             self._after_optimizer_step.pending = partial(self._look_again, model, micro_batches)
-        return torch.tensor(total, device=self.args.device)
+        return torch.tensor(loss, device=self.args.device)
 
     def _task_gradients(
-        self, model: nn.Module, micro_batches: list[dict[str, Any]], derivative: Callable[[str, Tensor], Tensor]
+        self,
+        model: nn.Module,
+        micro_batches: list[dict[str, Any]],
+        derivative: Callable[[str, Tensor], Tensor],
+        norms: bool = True,
+        total: GradientVector | None = None,
     ) -> Iterator[tuple[str, TaskGradient]]:
         """The loss and gradient of one task after the other, over all micro-batches."""
 
@@ -201,22 +208,27 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
         # not through DDP's own forward, which would exchange buffers as often as this process happens to have a batch
         module = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
         how = How(
-            forward=partial(self._loss_and_items, module),
+            forward=partial(self._losses_and_items, module),
             backward=self.accelerator.backward,
             derivative=derivative,
             loss_scale=self._loss_scale(),
+            norms=norms,
+            total=total,
         )
         with self.accelerator.no_sync(model):
-            yield from self.gradients.each(list(self.tasks), batches, how)
+            yield from self.gradients.each({task: [task] for task in self.tasks}, batches, how)
 
-    def _loss_and_items(self, model: nn.Module, task: str, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The mean loss of a task on a batch, and the number of items it is the mean over."""
+    def _losses_and_items(
+        self, model: nn.Module, tasks: Sequence[str], batch: dict[str, Any]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """The mean loss on a batch of the tasks that share it, and the number of items it is the mean over, by task."""
+        (task,) = tasks
         with self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, {**batch, "task": task}, return_outputs=True)
         items = self._num_items(outputs, batch)
         check_measured(self.model, task, loss, items)
         loss = loss.to(torch.promote_types(loss.dtype, torch.float32))
-        return loss, torch.as_tensor(items, dtype=loss.dtype, device=loss.device)
+        return {task: (loss, torch.as_tensor(items, dtype=loss.dtype, device=loss.device))}
 
     def compute_loss(
         self,
@@ -251,6 +263,13 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
         self.balancer.begin()
         self.gradients.skip(scaled=self.accelerator.scaler is not None)
         return torch.tensor(math.nan, device=self.args.device)
+
+    def _logs_this_step(self) -> bool:
+        """Whether a record may be logged at the end of the step, with the norms of the tasks' gradients in this step."""
+        step = self.state.global_step + 1
+        if self.args.logging_strategy == IntervalStrategy.STEPS:
+            return step % self.state.logging_steps == 0 or (self.args.logging_first_step and step == 1)
+        return self.args.logging_strategy != IntervalStrategy.NO
 
     def _loss_scale(self) -> float:
         scaler = self.accelerator.scaler
