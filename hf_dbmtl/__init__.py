@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .balancing import make_balancer
     from .callbacks import MultiTaskProgressCallback, PlotCallback
     from .metrics import delta_p
+    from .preemption import PreemptionCallback
     from .trainer import MultiTaskTrainer
     from .training_args import MultiTaskTrainingArguments
 
@@ -29,6 +30,7 @@ __all__ = [
     "MultiTaskTrainer",
     "MultiTaskTrainingArguments",
     "PlotCallback",
+    "PreemptionCallback",
     "Regression",
     "TokenClassification",
     "delta_p",
@@ -41,6 +43,7 @@ _LAZY = {
     "MultiTaskTrainer": ".trainer",
     "MultiTaskTrainingArguments": ".training_args",
     "PlotCallback": ".callbacks",
+    "PreemptionCallback": ".preemption",
     "delta_p": ".metrics",
     "make_balancer": ".balancing",
 }

@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_TEXT_ENCODING_MAPPING,
@@ -21,12 +22,16 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration import MultiTaskConfig, check_task_name
 from .heads import default_pooling, features, has_pooler, make_head
+from .limits import MAX_NEW_PARAMETERS, limited_modules
 from .tasks import Task
 
 
 __all__ = ["MultiTaskModel", "MultiTaskOutput"]
 
 logger = logging.get_logger(__name__)
+
+# How transformers, torch and safetensors end on what is no model: each layer in a way of its own.
+_DAMAGED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, SafetensorError)
 
 
 @dataclass
@@ -83,7 +88,8 @@ class MultiTaskModel(PreTrainedModel):
             )
         if encoder is None:
             # The default dtype is the one that `from_pretrained` asks for, as it is for the heads below.
-            encoder = _auto_class(config.encoder).from_config(config.encoder, dtype=torch.get_default_dtype())
+            with limited_modules():
+                encoder = _auto_class(config.encoder).from_config(config.encoder, dtype=torch.get_default_dtype())
         else:
             # `post_init` would draw anew the weights of modules put in after loading: adapters, a new layer.
             for module in encoder.modules():
@@ -101,11 +107,35 @@ class MultiTaskModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> MultiTaskModel:
         """
         As [`~PreTrainedModel.from_pretrained`], but in float32 unless `dtype` says otherwise: the library's default is
-        the dtype of the checkpoint, and a bfloat16 one would train in bfloat16.
+        the dtype of the checkpoint, and a bfloat16 one would train in bfloat16. Weights are read from safetensors only.
+
+        Raises:
+            `ValueError`: weights that are damaged or do not fit the configuration, or one that describes no model.
         """
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        kwargs.setdefault("use_safetensors", True)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except _DAMAGED as error:
+            raise ValueError(
+                f"The model '{pretrained_model_name_or_path}' cannot be loaded: its weights are damaged, or its config.json "
+                f"does not describe them ({type(error).__name__}: {' '.join(str(error).split())[:500]}). Fetch it again, or "
+                "ask who made it."
+            ) from error
+
+    def _move_missing_keys_from_meta_to_device(self, missing_keys: Any, *args: Any, **kwargs: Any) -> None:
+        """Before transformers makes up what the checkpoint lacks, or holds in another shape: there must not be much."""
+        size = sum(self.get_parameter_or_buffer(key).numel() for key in missing_keys)
+        size += sum(buffer.numel() for _, buffer in self.named_non_persistent_buffers())
+        if size > MAX_NEW_PARAMETERS:
+            raise ValueError(
+                f"Of the model that config.json describes {size} numbers are not among the weights, or have other shapes "
+                f"there: the two do not belong together. (More than {MAX_NEW_PARAMETERS} are not made up.)"
+            )
+        super()._move_missing_keys_from_meta_to_device(missing_keys, *args, **kwargs)
 
     @classmethod
     def from_encoder(

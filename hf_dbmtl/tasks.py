@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .limits import MAX_LABELS, check_label_names
+
 
 __all__ = ["Classification", "MultiLabelClassification", "Regression", "Task", "TokenClassification", "task_from_dict"]
 
 IGNORE_INDEX = -100
-# A head is a dense matrix: beyond this a configuration is a mistake, or an attempt to exhaust the memory.
-MAX_LABELS = 1_000_000
+LARGEST_INTEGER = 2**63 - 1
 
 
 @dataclass
@@ -50,8 +51,7 @@ class Task:
         if names is not None:
             if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
                 raise TypeError(f"label_names must be a list of strings, got {_short(names)}.")
-            if repeated := sorted({name for name in names if names.count(name) > 1}):
-                raise ValueError(f"label_names holds {', '.join(map(repr, repeated))} more than once.")
+            check_label_names(names)
             self.label_names = list(names)
             self.num_labels = len(names) if self.num_labels is None else self.num_labels
         if self.num_labels is None:
@@ -164,6 +164,8 @@ class Classification(Task):
             return IGNORE_INDEX
         if not isinstance(label, int):
             raise self._wrong_type(name, label)
+        if abs(label) > LARGEST_INTEGER:  # which no tensor could hold
+            raise ValueError(f"Task {name!r}: label {_short(label)} is outside [0, {self.num_labels}): mend the data.")
         return label
 
     def check_labels(self, name: str, labels: Tensor) -> None:
@@ -229,6 +231,8 @@ class _VectorTask(Task):
         for entry in entries:
             if not isinstance(entry, (int, float)):
                 raise self._wrong_type(name, entry)
+            if isinstance(entry, int) and abs(entry) > LARGEST_INTEGER:
+                raise ValueError(f"Task {name!r}: label {_short(entry)} is too large: mend the data.")
         if len(entries) != self.num_labels:
             raise ValueError(
                 f"Task {name!r}: label {_short(label)} has {len(entries)} entries but num_labels={self.num_labels}: "

@@ -25,7 +25,9 @@ from .evaluation import EvaluationMixin
 from .gradients import Gradients, GradientVector, How, TaskGradient, make_gradients, split_parameters
 from .loading import LoadingMixin
 from .model_card import content_from_trainer, create_model_card
+from .saving import SavingMixin
 from .second_look import AfterOptimizerStep, SecondLookMixin
+from .skip_limit import SkipLimit
 from .step_log import StepLog
 from .training_args import MultiTaskTrainingArguments
 from .validation import ValidationMixin
@@ -36,7 +38,7 @@ __all__ = ["MultiTaskTrainer"]
 logger = logging.get_logger(__name__)
 
 
-class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, ValidationMixin, Trainer):
+class MultiTaskTrainer(SavingMixin, LoadingMixin, EvaluationMixin, SecondLookMixin, ValidationMixin, Trainer):
     """
     transformers' [`~transformers.Trainer`] for a model that learns several tasks at once: every step computes the loss and
     the gradient of every task, balances the gradients of the shared parameters, and lets each head follow its own.
@@ -131,7 +133,9 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
         self.step_log = StepLog()
         self._micro_batches: list[dict[str, Any]] = []
         self._after_optimizer_step = AfterOptimizerStep()
+        self._skip_limit = SkipLimit()
         self.add_callback(self._after_optimizer_step)
+        self.add_callback(self._skip_limit)
         self._declare_tasks()
         split_parameters(self.model, shared_parameters)  # raises where nothing is shared
         check_model(self.model, args, self._columns())
@@ -259,7 +263,8 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
                 "data or lower the learning rate, or go on past such steps with `non_finite_strategy='skip'`."
             )
         logger.warning(f"Step {step} is skipped: the {what} of task '{task}' is not finite.")
-        self.step_log.skip()
+        self.step_log.skip(task)
+        self._skip_limit.skip(task)
         self.balancer.begin()
         self.gradients.skip(scaled=self.accelerator.scaler is not None)
         return torch.tensor(math.nan, device=self.args.device)

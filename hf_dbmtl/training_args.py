@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from .balancing import describe_balancer, make_balancer
+from .balancing import Balancer, describe_balancer, make_balancer
 
 
 __all__ = ["MultiTaskTrainingArguments"]
@@ -57,6 +57,9 @@ class MultiTaskTrainingArguments(TrainingArguments):
         non_finite_strategy (`str`, *optional*, defaults to `"skip"`):
             What happens when the loss or a gradient of a task is NaN or infinite: the step is skipped with a warning
             (`"skip"`), or training ends with an error (`"raise"`). Neither lets it into the parameters or the memory.
+        max_skipped_steps (`int`, *optional*, defaults to 100):
+            After so many skipped steps in a row a checkpoint is saved and training ends with an error. `None` for never.
+            (A gradient scaler skips a few while it looks for its scale.)
     """
 
     _VALID_DICT_FIELDS = [
@@ -129,6 +132,10 @@ class MultiTaskTrainingArguments(TrainingArguments):
             "choices": NON_FINITE_STRATEGIES,
         },
     )
+    max_skipped_steps: int | None = field(
+        default=100,
+        metadata={"help": "Save and end with an error after so many skipped steps in a row; null for never."},
+    )
 
     def __post_init__(self) -> None:
         for name in ("balancer_kwargs", "per_task_batch_size", "task_weights"):
@@ -154,6 +161,9 @@ class MultiTaskTrainingArguments(TrainingArguments):
                 raise ValueError(
                     f"`per_task_batch_size['{task}']` must be a whole number of 1 or more, and is {rows!r}."
                 )
+        limit = self.max_skipped_steps
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise ValueError(f"`max_skipped_steps` must be a whole number of 1 or more, or None, and is {limit!r}.")
         self._check_balancer()
 
     def _check_balancer(self) -> None:
@@ -173,7 +183,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
         """The arguments as they go into JSON and to trackers: an object of TorchJD as its description."""
         return super().to_dict() | {"balancer": describe_balancer(self.balancer)}
 
-    def make_balancer(self):
+    def make_balancer(self) -> Balancer:
         """Makes the balancer that these arguments describe, see [`~hf_dbmtl.balancing.make_balancer`]."""
         return make_balancer(self.balancer, self.balancer_kwargs, self.task_weights)
 

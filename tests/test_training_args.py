@@ -132,6 +132,15 @@ def non_finite_strategy(folder: Path, plain: Seeing) -> None:
         run(folder, kind=kind, non_finite_strategy="raise")
 
 
+@own
+def max_skipped_steps(folder: Path, plain: Seeing) -> None:
+    kind = type("Poisoned", (Seeing,), {"poison": math.nan})
+    assert run(folder, kind=kind, max_skipped_steps=2).state.global_step == plain.state.global_step
+    with pytest.raises(FloatingPointError, match="Task 'topic'.* 1 steps in a row were skipped"):
+        run(folder, kind=kind, max_skipped_steps=1)
+    assert (folder / "checkpoint-1").is_dir()
+
+
 WRONG: dict[str, list[tuple[object, str]]] = {
     "balancer": [
         ("dbmtl", "Unknown balancer 'dbmtl'; did you mean 'db_mtl'"),
@@ -165,6 +174,10 @@ WRONG: dict[str, list[tuple[object, str]]] = {
     "encoder_lr_multiplier": [(-1.0, "`encoder_lr_multiplier` must be a number of 0 or more")],
     "heads_lr_multiplier": [(None, "`heads_lr_multiplier` must be a number of 0 or more")],
     "non_finite_strategy": [("ignore", "`non_finite_strategy` must be one of .* is 'ignore'")],
+    "max_skipped_steps": [
+        (value, f"`max_skipped_steps` must be a whole number of 1 or more, or None, and is {value!r}")
+        for value in (0, -1, 2.5, True)
+    ],
 }
 
 
@@ -212,6 +225,7 @@ def test_the_command_line(tmp_path: Path) -> None:
         "encoder_lr_multiplier": 0.5,
         "heads_lr_multiplier": 2.0,
         "non_finite_strategy": "raise",
+        "max_skipped_steps": 7,
     }
     assert given.keys() == OWN
     words = [f"--output_dir={tmp_path}"]
