@@ -73,7 +73,9 @@ class LoadingMixin:
         if declared is None:
             collator = given or input_collator(self.processing_class)
         elif given is None:
-            collator = TaskCollator(task, declared, self.processing_class)
+            args = self.args
+            seed = args.seed if args.data_seed is None else args.data_seed
+            collator = TaskCollator(task, declared, self.processing_class, seed)
         else:
             collator = CheckedCollator(task, declared, given)
         if columns is None:
