@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import ModelOutput, logging
 
 
@@ -162,9 +168,15 @@ def has_pooler(encoder: PreTrainedModel) -> bool:
 
 
 def default_pooling(encoder: PreTrainedModel, processing_class: Any = None) -> str:
-    """The encoder's pooler if it has one, else `"cls"` where the tokenizer has a CLS token, else `"mean"`."""
+    """
+    The encoder's pooler if it has one, `"last"` for a decoder, whose last token alone has seen the others, else `"cls"` where
+    the tokenizer has a CLS token, else `"mean"`.
+    """
     if has_pooler(encoder):
         return "pooler"
+    kind = type(encoder.config)
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING:
+        return "last"
     if processing_class is None and encoder.name_or_path:
         try:
             processing_class = AutoTokenizer.from_pretrained(encoder.name_or_path)

@@ -51,6 +51,7 @@ class LoadingMixin:
             ("`train_dataset`", self.train_dataset, True),
             ("`eval_dataset`", self.eval_dataset, False),
             ("`task_weights`", self.args.task_weights, False),
+            ("`task_lr_multipliers`", self.args.task_lr_multipliers, False),
             ("`per_task_batch_size`", self.args.per_task_batch_size, False),
         ):
             if given is not None:

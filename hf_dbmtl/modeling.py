@@ -20,6 +20,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
+from .adapters import AdapterMixin, inject_adapter
 from .configuration import MultiTaskConfig, check_task_name
 from .features import default_pooling, features, flatten_choices, has_pooler
 from .heads import MaskedLanguageModelingHead, make_head
@@ -54,7 +55,7 @@ class MultiTaskOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-class MultiTaskModel(PreTrainedModel):
+class MultiTaskModel(AdapterMixin, PreTrainedModel):
     """
     A shared encoder and a head per task. [`~MultiTaskModel.from_encoder`] puts new heads on a pretrained encoder.
 
@@ -90,6 +91,8 @@ class MultiTaskModel(PreTrainedModel):
             # `post_init` would draw anew the weights of modules put in after loading: adapters, a new layer.
             for module in encoder.modules():
                 module._is_hf_initialized = True
+        if config.adapter is not None:
+            inject_adapter(encoder, config.adapter)
         self.encoder = encoder
         self.heads = nn.ModuleDict({name: self._make_head(name, task) for name, task in self.tasks.items()})
         self.main_input_name = encoder.main_input_name
@@ -131,7 +134,7 @@ class MultiTaskModel(PreTrainedModel):
                 The tasks by name.
             pooling (`str`, *optional*):
                 `"pooler"`, `"cls"`, `"mean"` or `"last"`, see [`MultiTaskConfig`]. Defaults to the encoder's pooler if
-                it has one, else `"cls"` where the tokenizer has a CLS token, else `"mean"`.
+                it has one, `"last"` for a decoder, else `"cls"` where the tokenizer has a CLS token, else `"mean"`.
             processing_class (*optional*):
                 The tokenizer or processor, to look for a CLS token; defaults to the one that lies beside the encoder.
             dtype (`torch.dtype` or `str`, *optional*):

@@ -18,12 +18,14 @@ from transformers.utils import logging
 
 from .balancing import Balancer
 from .checkpoint import load_balancer, save_balancer
-from .checks import check_arguments, check_layout, check_loss, check_measured, check_model
+from .checks import check_arguments, check_layout, check_loss, check_measured, check_model, check_unwrapped
 from .dataset_checks import check_datasets
 from .evaluation import EvaluationMixin
+from .freezing import freeze, hold_batch_norm
 from .gradients import Gradients, GradientVector, How, TaskGradient, make_gradients, split_parameters
 from .loading import LoadingMixin
 from .model_card import content_from_trainer, create_model_card
+from .modeling import MultiTaskModel
 from .second_look import AfterOptimizerStep, SecondLookMixin
 from .step_log import StepLog
 from .training_args import MultiTaskTrainingArguments
@@ -71,6 +73,10 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
         balancer (`str` or a `Weighting`, `Aggregator` or `Scalarizer` of TorchJD, *optional*):
             What balances, in place of `args.balancer`, with `args.balancer_kwargs` for options.
 
+        peft_config (`peft.PeftConfig`, *optional*):
+            Adapters to put into the encoder, see [`MultiTaskModel.add_adapter`]: of the encoder these alone are trained, and
+            balanced. Needs `pip install 'hf-dbmtl[peft]'`.
+
     Raises:
         `ValueError`, `TypeError`: for what is known to be wrong before the first step: task names that differ between the
         model, the datasets and the metrics; an empty dataset; labels of the wrong type or outside the range; columns of
@@ -96,6 +102,7 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
         shared_parameters: str | Sequence[str] | nn.Module | None = None,
         validation_dataset: Mapping[str, Dataset] | None = None,
         balancer: str | Any = None,
+        peft_config: Any = None,
     ):
         args = MultiTaskTrainingArguments(output_dir="tmp_trainer") if args is None else args
         if not isinstance(args, MultiTaskTrainingArguments):
@@ -103,11 +110,14 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
         if balancer is not None:
             args = args.with_balancer(balancer)
         check_arguments(args)
-        if optimizers[0] is not None and not args.encoder_lr_multiplier == args.heads_lr_multiplier == 1.0:
+        if optimizers[0] is not None and args.multiplies_learning_rates:
             raise ValueError(
-                "`encoder_lr_multiplier` and `heads_lr_multiplier` are for the optimizer that the Trainer makes. Set the "
+                "`encoder_lr_multiplier`, `heads_lr_multiplier` and `task_lr_multipliers` are for the optimizer that the Trainer makes. Set the "
                 "learning rates in the groups of the optimizer that you pass, or pass `optimizer_cls_and_kwargs` instead."
             )
+        self._peft_config = peft_config
+        if model is not None:
+            self._adapt(model)
         super().__init__(
             model=model,
             args=args,
@@ -132,12 +142,28 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
         self._after_optimizer_step = AfterOptimizerStep()
         self.add_callback(self._after_optimizer_step)
         self._declare_tasks()
-        split_parameters(self.model, shared_parameters)  # raises where nothing is shared
+        freeze(self.model, args)
+        split_parameters(self.model, shared_parameters, args.freeze_encoder)  # raises where nothing is shared
         check_model(self.model, args, self._columns())
         self._set_collators(data_collator)
         self._set_metrics(compute_metrics)
         self._check_data()
         self._set_validation_data(validation_dataset)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """A new model, with the adapters that were asked for, and parts frozen."""
+        return freeze(self._adapt(super().call_model_init(trial)), self.args)
+
+    def _adapt(self, model: nn.Module) -> nn.Module:
+        check_unwrapped(model)
+        if self._peft_config is not None:
+            if not isinstance(model, MultiTaskModel):
+                raise TypeError(
+                    f"`peft_config` is for a MultiTaskModel, and not for {type(model).__name__}: put the adapters into "
+                    "your module yourself."
+                )
+            model.add_adapter(self._peft_config)
+        return model
 
     # ---- The step --------------------------------------------------------------------------------------------------
 
@@ -259,6 +285,8 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
     def _enter_training_mode(self, model: nn.Module) -> None:
         """What the stock step does before its forward pass."""
         model.train()
+        if self.args.freeze_batch_norm:
+            hold_batch_norm(model)
         if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers
             self.optimizer.train()
         every = self.args.torch_empty_cache_steps
@@ -280,7 +308,9 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if fresh or self.balancer is None:
-            self.gradients = make_gradients(*split_parameters(self.model, self.shared_parameters))
+            self.gradients = make_gradients(
+                *split_parameters(self.model, self.shared_parameters, self.args.freeze_encoder)
+            )
             self.balancer = self.args.make_balancer().setup(list(self.tasks), self.args.seed)
         if fresh:
             self._multiply_learning_rates(optimizer)
@@ -288,14 +318,17 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
 
     def _multiply_learning_rates(self, optimizer: torch.optim.Optimizer) -> None:
         """Splits the optimizer's groups into encoder and heads where their learning rates differ."""
-        encoder, heads = self.args.encoder_lr_multiplier, self.args.heads_lr_multiplier
-        if encoder == heads == 1.0:
+        args = self.args
+        if not args.multiplies_learning_rates:
             return
-        shared = set(self.gradients.shared.values())
+        of = dict.fromkeys(self.gradients.shared.values(), args.encoder_lr_multiplier)
+        for name, parameter in self.gradients.heads.items():
+            _, task, *_ = f"{name}..".split(".")  # heads.mrpc.linear.weight
+            of[parameter] = args.heads_lr_multiplier * (args.task_lr_multipliers or {}).get(task, 1.0)
         groups = []
         for group in optimizer.param_groups:
-            for multiplier, inside in ((encoder, True), (heads, False)):
-                params = [parameter for parameter in group["params"] if (parameter in shared) == inside]
+            for multiplier in dict.fromkeys(of.values()):
+                params = [parameter for parameter in group["params"] if of[parameter] == multiplier]
                 if params:
                     groups.append({**group, "params": params, "lr": group["lr"] * multiplier})
         optimizer.param_groups[:] = groups
