@@ -43,7 +43,7 @@ class EvaluationMixin:
                 self.metrics[name] = None if task is None else default_compute_metrics(task, name)
 
     @contextlib.contextmanager
-    def _serving(self, task: str, dataset: Dataset) -> Iterator[None]:
+    def _serving(self, task: str, dataset: Dataset | None = None) -> Iterator[None]:
         """Lets the stock Trainer's evaluation work for one task: its metric, its collator, its running sums."""
         kept = self.compute_metrics, self.data_collator, self.preprocess_logits_for_metrics
         self.compute_metrics, self.data_collator = self.metrics[task], self.collators[task]

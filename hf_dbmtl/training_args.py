@@ -172,6 +172,9 @@ class MultiTaskTrainingArguments(TrainingArguments):
         for name in ("task_weights", "task_lr_multipliers"):
             for task, number in (getattr(self, name) or {}).items():
                 _number(f"{name}['{task}']", number, zero=True)
+        for name in ("freeze_encoder", "freeze_batch_norm"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` must be True or False, and is {getattr(self, name)!r}.")
         if type(self.freeze_layers) is not int or self.freeze_layers < 0:
             raise ValueError(f"`freeze_layers` must be a number of layers, and is {self.freeze_layers!r}.")
         for task, rows in (self.per_task_batch_size or {}).items():
