@@ -18,14 +18,13 @@ from transformers.utils import logging
 
 from .balancing import Balancer
 from .checkpoint import load_balancer, save_balancer
-from .checks import check_arguments, check_layout, check_loss, check_measured, check_model, check_unwrapped
+from .checks import check_arguments, check_layout, check_loss, check_measured, check_model
 from .dataset_checks import check_datasets
 from .evaluation import EvaluationMixin
-from .freezing import freeze, hold_batch_norm
 from .gradients import Gradients, GradientVector, How, TaskGradient, make_gradients, split_parameters
 from .loading import LoadingMixin
 from .model_card import content_from_trainer, create_model_card
-from .modeling import MultiTaskModel
+from .parts import PartsMixin, freeze, hold_batch_norm
 from .second_look import AfterOptimizerStep, SecondLookMixin
 from .step_log import StepLog
 from .training_args import MultiTaskTrainingArguments
@@ -37,7 +36,7 @@ __all__ = ["MultiTaskTrainer"]
 logger = logging.get_logger(__name__)
 
 
-class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, ValidationMixin, Trainer):
+class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, ValidationMixin, PartsMixin, Trainer):
     """
     transformers' [`~transformers.Trainer`] for a model that learns several tasks at once: every step computes the loss and
     the gradient of every task, balances the gradients of the shared parameters, and lets each head follow its own.
@@ -149,21 +148,6 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
         self._set_metrics(compute_metrics)
         self._check_data()
         self._set_validation_data(validation_dataset)
-
-    def call_model_init(self, trial: Any = None) -> nn.Module:
-        """A new model, with the adapters that were asked for, and parts frozen."""
-        return freeze(self._adapt(super().call_model_init(trial)), self.args)
-
-    def _adapt(self, model: nn.Module) -> nn.Module:
-        check_unwrapped(model)
-        if self._peft_config is not None:
-            if not isinstance(model, MultiTaskModel):
-                raise TypeError(
-                    f"`peft_config` is for a MultiTaskModel, and not for {type(model).__name__}: put the adapters into "
-                    "your module yourself."
-                )
-            model.add_adapter(self._peft_config)
-        return model
 
     # ---- The step --------------------------------------------------------------------------------------------------
 
@@ -315,23 +299,6 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
         if fresh:
             self._multiply_learning_rates(optimizer)
         return optimizer
-
-    def _multiply_learning_rates(self, optimizer: torch.optim.Optimizer) -> None:
-        """Splits the optimizer's groups into encoder and heads where their learning rates differ."""
-        args = self.args
-        if not args.multiplies_learning_rates:
-            return
-        of = dict.fromkeys(self.gradients.shared.values(), args.encoder_lr_multiplier)
-        for name, parameter in self.gradients.heads.items():
-            _, task, *_ = f"{name}..".split(".")  # heads.mrpc.linear.weight
-            of[parameter] = args.heads_lr_multiplier * (args.task_lr_multipliers or {}).get(task, 1.0)
-        groups = []
-        for group in optimizer.param_groups:
-            for multiplier in dict.fromkeys(of.values()):
-                params = [parameter for parameter in group["params"] if of[parameter] == multiplier]
-                if params:
-                    groups.append({**group, "params": params, "lr": group["lr"] * multiplier})
-        optimizer.param_groups[:] = groups
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

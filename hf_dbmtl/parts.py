@@ -1,15 +1,60 @@
-"""Parts of a model that are not to be trained."""
+"""Which parts of a model are trained, through which adapters, and at which learning rate."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .checks import check_unwrapped
+from .gradients import Gradients
 from .modeling import MultiTaskModel
 from .training_args import MultiTaskTrainingArguments
 
 
-__all__ = ["freeze", "hold_batch_norm"]
+__all__ = ["PartsMixin", "freeze", "hold_batch_norm"]
+
+
+class PartsMixin:
+    """The part of [`MultiTaskTrainer`] that deals with the parts of the model."""
+
+    args: MultiTaskTrainingArguments
+    gradients: Gradients | None
+    _peft_config: Any
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """A new model, with the adapters that were asked for, and parts frozen."""
+        return freeze(self._adapt(super().call_model_init(trial)), self.args)
+
+    def _adapt(self, model: nn.Module) -> nn.Module:
+        check_unwrapped(model)
+        if self._peft_config is not None:
+            if not isinstance(model, MultiTaskModel):
+                raise TypeError(
+                    f"`peft_config` is for a MultiTaskModel, and not for {type(model).__name__}: put the adapters into "
+                    "your module yourself."
+                )
+            model.add_adapter(self._peft_config)
+        return model
+
+    def _multiply_learning_rates(self, optimizer: torch.optim.Optimizer) -> None:
+        """Splits the optimizer's groups into encoder and heads where their learning rates differ."""
+        args = self.args
+        if not args.multiplies_learning_rates:
+            return
+        of = dict.fromkeys(self.gradients.shared.values(), args.encoder_lr_multiplier)
+        for name, parameter in self.gradients.heads.items():
+            _, task, *_ = f"{name}..".split(".")  # heads.mrpc.linear.weight
+            of[parameter] = args.heads_lr_multiplier * (args.task_lr_multipliers or {}).get(task, 1.0)
+        groups = []
+        for group in optimizer.param_groups:
+            for multiplier in dict.fromkeys(of.values()):
+                params = [parameter for parameter in group["params"] if of[parameter] == multiplier]
+                if params:
+                    groups.append({**group, "params": params, "lr": group["lr"] * multiplier})
+        optimizer.param_groups[:] = groups
 
 
 def freeze(model: nn.Module, args: MultiTaskTrainingArguments) -> nn.Module:
