@@ -39,8 +39,8 @@ STEPS = {"texts": 120, "images": 300, "molecules": 300, "scenes": 250}
 OPTIONS: dict[str, dict[str, Any]] = {
     "texts": {"learning_rate": 2e-4, "per_device_train_batch_size": 8, "warmup_steps": 0.1},
     "images": {"learning_rate": 1e-3, "per_device_train_batch_size": 32, "warmup_steps": 0.1},
-    "molecules": {"learning_rate": 1e-3, "per_device_train_batch_size": 48, "warmup_steps": 0.1},
-    "scenes": {"learning_rate": 1e-3, "per_device_train_batch_size": 16, "warmup_steps": 0.1},
+    "molecules": {"learning_rate": 1e-3, "per_device_train_batch_size": 32, "warmup_steps": 0.1},
+    "scenes": {"learning_rate": 1e-3, "per_device_train_batch_size": 8, "warmup_steps": 0.1},
 }
 
 

@@ -192,4 +192,4 @@ def _scene(draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarra
     normals /= np.linalg.norm(normals, axis=0)
     light = np.tensordot(np.array([0.5, 0.3, 0.81], np.float32), normals, 1).clip(0)
     image = light[None] * 2 - 1 + draw.normal(0, 0.03, (3, SIDE, SIDE))
-    return image.astype(np.float32), shape, 20 - height, normals.astype(np.float32)
+    return image.astype(np.float32), shape, (12 - height) / 6, normals.astype(np.float32)

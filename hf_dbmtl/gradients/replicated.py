@@ -42,7 +42,7 @@ class Layout:
         self.starts = [0]
         for size in sizes:
             self.starts.append(self.starts[-1] + size)
-        self.length = -(-self.starts[-1] // self.world)
+        self.length = max(1, -(-self.starts[-1] // self.world))  # with a frozen encoder nothing but padding
         self.begin = self.rank * self.length
 
     def pieces(self) -> Iterator[tuple[int, int, slice]]:
@@ -137,11 +137,13 @@ class ReplicatedGradients(Gradients):
     def __init__(self, shared: Mapping[str, nn.Parameter], heads: Mapping[str, nn.Parameter]):
         super().__init__(shared, heads)
         self.layout = Layout([parameter.numel() for parameter in self.shared.values()])
-        first = next(iter(self.shared.values()))
+        first = next(iter({**self.shared, **self.heads}.values()))
         self.device = first.device
         self.dtype = accumulation_dtype(first.dtype)
         # one zero tensor stands for every gradient that did not arrive
-        self._zeros = torch.zeros(max(parameter.numel() for parameter in self.shared.values()), dtype=self.dtype)
+        self._zeros = torch.zeros(
+            max((parameter.numel() for parameter in self.shared.values()), default=0), dtype=self.dtype
+        )
         self._zeros = self._zeros.to(self.device)
 
     def each(
@@ -206,7 +208,7 @@ class ReplicatedGradients(Gradients):
             for parameter, tensor in zip(self.shared.values(), vector.tensors)
         ]
         padding = self.layout.length * self.layout.world - self.layout.starts[-1]
-        return torch.cat([*pieces, pieces[0].new_zeros(padding)])
+        return torch.cat([*pieces, self._zeros.new_zeros(padding)])
 
     def zero(self) -> tuple[SliceVector, GradientVector]:
         return SliceVector(self.layout), GradientVector([None] * len(self.heads))
