@@ -25,6 +25,7 @@ from .evaluation import EvaluationMixin
 from .gradients import Gradients, GradientVector, How, TaskGradient, make_gradients, split_parameters
 from .loading import LoadingMixin
 from .model_card import content_from_trainer, create_model_card
+from .parts import PartsMixin, freeze, hold_batch_norm
 from .saving import SavingMixin
 from .second_look import AfterOptimizerStep, SecondLookMixin
 from .skip_limit import SkipLimit
@@ -38,7 +39,9 @@ __all__ = ["MultiTaskTrainer"]
 logger = logging.get_logger(__name__)
 
 
-class MultiTaskTrainer(SavingMixin, LoadingMixin, EvaluationMixin, SecondLookMixin, ValidationMixin, Trainer):
+class MultiTaskTrainer(
+    SavingMixin, LoadingMixin, EvaluationMixin, SecondLookMixin, ValidationMixin, PartsMixin, Trainer
+):
     """
     transformers' [`~transformers.Trainer`] for a model that learns several tasks at once: every step computes the loss and
     the gradient of every task, balances the gradients of the shared parameters, and lets each head follow its own.
@@ -74,6 +77,10 @@ class MultiTaskTrainer(SavingMixin, LoadingMixin, EvaluationMixin, SecondLookMix
         balancer (`str` or a `Weighting`, `Aggregator` or `Scalarizer` of TorchJD, *optional*):
             What balances, in place of `args.balancer`, with `args.balancer_kwargs` for options.
 
+        peft_config (`peft.PeftConfig`, *optional*):
+            Adapters to put into the encoder, see [`MultiTaskModel.add_adapter`]: of the encoder these alone are trained, and
+            balanced. Needs `pip install 'hf-dbmtl[peft]'`.
+
     Raises:
         `ValueError`, `TypeError`: for what is known to be wrong before the first step: task names that differ between the
         model, the datasets and the metrics; an empty dataset; labels of the wrong type or outside the range; columns of
@@ -99,6 +106,7 @@ class MultiTaskTrainer(SavingMixin, LoadingMixin, EvaluationMixin, SecondLookMix
         shared_parameters: str | Sequence[str] | nn.Module | None = None,
         validation_dataset: Mapping[str, Dataset] | None = None,
         balancer: str | Any = None,
+        peft_config: Any = None,
     ):
         args = MultiTaskTrainingArguments(output_dir="tmp_trainer") if args is None else args
         if not isinstance(args, MultiTaskTrainingArguments):
@@ -106,11 +114,14 @@ class MultiTaskTrainer(SavingMixin, LoadingMixin, EvaluationMixin, SecondLookMix
         if balancer is not None:
             args = args.with_balancer(balancer)
         check_arguments(args)
-        if optimizers[0] is not None and not args.encoder_lr_multiplier == args.heads_lr_multiplier == 1.0:
+        if optimizers[0] is not None and args.multiplies_learning_rates:
             raise ValueError(
-                "`encoder_lr_multiplier` and `heads_lr_multiplier` are for the optimizer that the Trainer makes. Set the "
+                "`encoder_lr_multiplier`, `heads_lr_multiplier` and `task_lr_multipliers` are for the optimizer that the Trainer makes. Set the "
                 "learning rates in the groups of the optimizer that you pass, or pass `optimizer_cls_and_kwargs` instead."
             )
+        self._peft_config = peft_config
+        if model is not None:
+            self._adapt(model)
         super().__init__(
             model=model,
             args=args,
@@ -137,7 +148,8 @@ class MultiTaskTrainer(SavingMixin, LoadingMixin, EvaluationMixin, SecondLookMix
         self.add_callback(self._after_optimizer_step)
         self.add_callback(self._skip_limit)
         self._declare_tasks()
-        split_parameters(self.model, shared_parameters)  # raises where nothing is shared
+        freeze(self.model, args)
+        split_parameters(self.model, shared_parameters, args.freeze_encoder)  # raises where nothing is shared
         check_model(self.model, args, self._columns())
         self._set_collators(data_collator)
         self._set_metrics(compute_metrics)
@@ -283,6 +295,8 @@ class MultiTaskTrainer(SavingMixin, LoadingMixin, EvaluationMixin, SecondLookMix
     def _enter_training_mode(self, model: nn.Module) -> None:
         """What the stock step does before its forward pass."""
         model.train()
+        if self.args.freeze_batch_norm:
+            hold_batch_norm(model)
         if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers
             self.optimizer.train()
         every = self.args.torch_empty_cache_steps
@@ -304,25 +318,13 @@ class MultiTaskTrainer(SavingMixin, LoadingMixin, EvaluationMixin, SecondLookMix
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if fresh or self.balancer is None:
-            self.gradients = make_gradients(*split_parameters(self.model, self.shared_parameters))
+            self.gradients = make_gradients(
+                *split_parameters(self.model, self.shared_parameters, self.args.freeze_encoder)
+            )
             self.balancer = self.args.make_balancer().setup(list(self.tasks), self.args.seed)
         if fresh:
             self._multiply_learning_rates(optimizer)
         return optimizer
-
-    def _multiply_learning_rates(self, optimizer: torch.optim.Optimizer) -> None:
-        """Splits the optimizer's groups into encoder and heads where their learning rates differ."""
-        encoder, heads = self.args.encoder_lr_multiplier, self.args.heads_lr_multiplier
-        if encoder == heads == 1.0:
-            return
-        shared = set(self.gradients.shared.values())
-        groups = []
-        for group in optimizer.param_groups:
-            for multiplier, inside in ((encoder, True), (heads, False)):
-                params = [parameter for parameter in group["params"] if (parameter in shared) == inside]
-                if params:
-                    groups.append({**group, "params": params, "lr": group["lr"] * multiplier})
-        optimizer.param_groups[:] = groups
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

@@ -27,18 +27,26 @@ class Layout:
             This process.
         world (`int`, *optional*, defaults to 1):
             The number of processes.
+        heads (`Mapping[str, torch.nn.Parameter]`, *optional*):
+            Those of the heads, which tell the device where nothing is shared.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        rank: int = 0,
+        world: int = 1,
+        heads: Mapping[str, nn.Parameter] | None = None,
+    ):
         self.parameters = list(parameters.values())
         self.rank, self.world = rank, world
         self.starts = [0]
         for parameter in self.parameters:
             self.starts.append(self.starts[-1] + parameter.numel())
-        self.length = -(-self.starts[-1] // world)
+        self.length = max(1, -(-self.starts[-1] // world))  # with a frozen encoder nothing but padding
         self.begin = rank * self.length
-        self.device = self.parameters[0].device
-        self.dtype = accumulation_dtype(self.parameters[0].dtype)
+        first = next(iter({**parameters, **(heads or {})}.values()))
+        self.device, self.dtype = first.device, accumulation_dtype(first.dtype)
         for parameter in self.parameters:
             self.dtype = torch.promote_types(self.dtype, parameter.dtype)
 

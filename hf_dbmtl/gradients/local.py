@@ -22,7 +22,7 @@ class LocalGradients(Gradients):
 
     def __init__(self, shared: Mapping[str, nn.Parameter], heads: Mapping[str, nn.Parameter]):
         super().__init__(shared, heads)
-        self.layout = Layout(self.shared)
+        self.layout = Layout(self.shared, heads=self.heads)
         self._free: list[Tensor] = []
 
     def each(
@@ -48,7 +48,9 @@ class LocalGradients(Gradients):
             return Receiver(self.layout.parameters, self._flat())
 
         for task, passes in self._run_passes(tasks, batches, how, hooks, receiver, transformed=single):
-            shared = FlatVector(self.layout, passes.shared.finish(), torch.tensor(passes.shared.reached))
+            shared = FlatVector(
+                self.layout, passes.shared.finish(), torch.tensor(passes.shared.reached, dtype=torch.bool)
+            )
             measured = self._measured(task, passes, how, shared, transformed=single)
             yield task, measured
             self._free += [tensor for tensor in measured.shared.tensors if tensor is not None]
@@ -65,7 +67,7 @@ class LocalGradients(Gradients):
         flat = self._flat() if flat is None else flat
         receiver = Receiver(self.layout.parameters, flat, total.reached.tolist() if begun else None)
         for task, passes in self._run_passes(tasks, batches, how, hooks, lambda: receiver, transformed=True):
-            total.tensors, total.reached = [receiver.finish()], torch.tensor(receiver.reached)
+            total.tensors, total.reached = [receiver.finish()], torch.tensor(receiver.reached, dtype=torch.bool)
             measured = self._measured(task, passes, how, self.zero()[0] if begun else total)
             measured.norm = total.norm()
             begun = begun or measured.num_items > 0

@@ -45,10 +45,9 @@ class ReplicatedGradients(Gradients):
 
     def __init__(self, shared: Mapping[str, nn.Parameter], heads: Mapping[str, nn.Parameter]):
         super().__init__(shared, heads)
-        self.layout = Layout(self.shared, dist.get_rank(), dist.get_world_size())
-        self._free: list[
-            Tensor
-        ] = []  # flat tensors of all parameters: of the task that computes and of the one on its way
+        self.layout = Layout(self.shared, dist.get_rank(), dist.get_world_size(), self.heads)
+        # flat tensors of all parameters: of the task that computes and of the one on its way
+        self._free: list[Tensor] = []
 
     def each(
         self, units: Mapping[str, Sequence[str]], batches: Callable[[str], Sequence[Any]], how: How
