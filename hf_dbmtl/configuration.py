@@ -33,6 +33,8 @@ class MultiTaskConfig(PreTrainedConfig):
         pooling (`str`, *optional*, defaults to `"pooler"`):
             What a head at sequence level sees: the encoder's `"pooler"`, the first token (`"cls"`), the `"mean"` over
             the tokens, or the `"last"` token. Padding, where an attention mask tells it, is left out.
+        adapter (`dict`, *optional*):
+            What adapters of PEFT the encoder holds; [`~MultiTaskModel.add_adapter`] writes it.
     """
 
     model_type = "multi_task"
@@ -41,6 +43,7 @@ class MultiTaskConfig(PreTrainedConfig):
     encoder: dict | PreTrainedConfig | None = None
     tasks: dict[str, dict] | None = None
     pooling: str = "pooler"
+    adapter: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         order = kwargs.pop("task_order", [])

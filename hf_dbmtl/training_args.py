@@ -54,6 +54,15 @@ class MultiTaskTrainingArguments(TrainingArguments):
             The learning rate of the shared parameters, as a multiple of `learning_rate`.
         heads_lr_multiplier (`float`, *optional*, defaults to 1.0):
             The learning rate of the heads, as a multiple of `learning_rate`.
+        task_lr_multipliers (`dict` or `str`, *optional*):
+            The learning rate of single heads by task, as a further multiple (JSON on the command line).
+        freeze_encoder (`bool`, *optional*, defaults to `False`):
+            Train the heads alone.
+        freeze_layers (`int`, *optional*, defaults to 0):
+            Train neither the embeddings nor that many of the encoder's layers (of its stages, where it has these), from
+            below. Anything else is frozen by `requires_grad_(False)` before the Trainer is made.
+        freeze_batch_norm (`bool`, *optional*, defaults to `False`):
+            Keep the statistics and the parameters of BatchNorm layers as they are.
         non_finite_strategy (`str`, *optional*, defaults to `"skip"`):
             What happens when the loss or a gradient of a task is NaN or infinite: the step is skipped with a warning
             (`"skip"`), or training ends with an error (`"raise"`). Neither lets it into the parameters or the memory.
@@ -66,6 +75,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
         *TrainingArguments._VALID_DICT_FIELDS,
         "balancer_kwargs",
         "per_task_batch_size",
+        "task_lr_multipliers",
         "task_weights",
     ]
 
@@ -125,6 +135,17 @@ class MultiTaskTrainingArguments(TrainingArguments):
     heads_lr_multiplier: float = field(
         default=1.0, metadata={"help": "The learning rate of the heads, as a multiple of learning_rate."}
     )
+    task_lr_multipliers: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "A further multiple of the learning rate of single heads as JSON, e.g. '{\"mrpc\": 10.0}'."},
+    )
+    freeze_encoder: bool = field(default=False, metadata={"help": "Train the heads alone."})
+    freeze_layers: int = field(
+        default=0, metadata={"help": "Train neither the embeddings nor that many of the encoder's first layers."}
+    )
+    freeze_batch_norm: bool = field(
+        default=False, metadata={"help": "Keep the statistics and the parameters of BatchNorm layers as they are."}
+    )
     non_finite_strategy: str = field(
         default="skip",
         metadata={
@@ -138,7 +159,8 @@ class MultiTaskTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        for name in ("balancer_kwargs", "per_task_batch_size", "task_weights"):
+        dictionaries = ("balancer_kwargs", "per_task_batch_size", "task_lr_multipliers", "task_weights")
+        for name in dictionaries:
             _check_json(name, getattr(self, name))
         super().__post_init__()
         for name, choices in (
@@ -150,12 +172,18 @@ class MultiTaskTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must be one of {list(choices)}, and is {getattr(self, name)!r}.")
         for name in ("mixing_temperature", "encoder_lr_multiplier", "heads_lr_multiplier"):
             _number(name, getattr(self, name), zero=name != "mixing_temperature")
-        for name in ("balancer_kwargs", "per_task_batch_size", "task_weights"):
+        for name in dictionaries:
             value = getattr(self, name)
             if value is not None and not isinstance(value, Mapping):
                 raise ValueError(f"`{name}` must be a dictionary (JSON on the command line), and is {value!r}.")
-        for task, weight in (self.task_weights or {}).items():
-            _number(f"task_weights['{task}']", weight, zero=True)
+        for name in ("task_weights", "task_lr_multipliers"):
+            for task, number in (getattr(self, name) or {}).items():
+                _number(f"{name}['{task}']", number, zero=True)
+        for name in ("freeze_encoder", "freeze_batch_norm"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` must be True or False, and is {getattr(self, name)!r}.")
+        if type(self.freeze_layers) is not int or self.freeze_layers < 0:
+            raise ValueError(f"`freeze_layers` must be a number of layers, and is {self.freeze_layers!r}.")
         for task, rows in (self.per_task_batch_size or {}).items():
             if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
                 raise ValueError(
@@ -165,6 +193,11 @@ class MultiTaskTrainingArguments(TrainingArguments):
         if limit is not None and (type(limit) is not int or limit < 1):
             raise ValueError(f"`max_skipped_steps` must be a whole number of 1 or more, or None, and is {limit!r}.")
         self._check_balancer()
+
+    @property
+    def multiplies_learning_rates(self) -> bool:
+        """Whether parts of the model have learning rates of their own."""
+        return not self.encoder_lr_multiplier == self.heads_lr_multiplier == 1.0 or bool(self.task_lr_multipliers)
 
     def _check_balancer(self) -> None:
         """An unknown name or option, or an object that cannot be saved, is an error here, not when a run is under way."""
