@@ -42,6 +42,14 @@ several processes: torchrun --nproc_per_node 2 -m hf_dbmtl train config.yaml
                or: accelerate launch -m hf_dbmtl train config.yaml\
 """
 
+COMPARE = """\
+Train a model for each task alone and one for each balancer, over several seeds, and compare them in one table: mean and
+deviation per task, the relative improvement over the single-task models (Δp), time and memory per step.
+
+The file and the settings are those of `hf-dbmtl train`; everything goes to OUTPUT_DIR/compare. The same command, started
+again after whatever ended it, goes on with the runs that are not finished.\
+"""
+
 BALANCERS = """\
 List the balancing methods: what each looks at in a step, what it keeps in memory, and the paper it is from.
 
@@ -55,6 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     _train(commands)
+    _compare(commands)
     _balancers(commands)
     return parser
 
@@ -92,6 +101,41 @@ def _train(commands: Any) -> None:
     )
     train.add_argument("--help_all", action="store_true", help="list every setting (takes seconds) and exit")
     _takes_settings(train)
+
+
+def _compare(commands: Any) -> None:
+    compare = _command(
+        commands,
+        "compare",
+        "compare balancers with one another and with single-task models",
+        usage="hf-dbmtl compare config.yaml --balancers ew,db_mtl [--seeds 3] [--any_setting value ...]",
+        description=COMPARE,
+    )
+    _takes_settings(compare)
+    compare.add_argument(
+        "--balancers",
+        default="ew,db_mtl",
+        metavar="NAMES",
+        help="with commas between them, or a YAML list with options: '[ew, {db_mtl: {beta: 0.5}}]' (default: %(default)s)",
+    )
+    compare.add_argument(
+        "--seeds",
+        default="3",
+        metavar="N",
+        help="how many, from the file's seed on, or these: 0,7,9 (default: %(default)s)",
+    )
+    compare.add_argument(
+        "--reference",
+        default="single-task",
+        metavar="METHOD",
+        help="what Δp is relative to; a balancer does without the single-task models (default: %(default)s)",
+    )
+    compare.add_argument(
+        "--metrics",
+        metavar="YAML",
+        help="the metrics of a task that Δp averages over, '{mrpc: [accuracy, f1]}'; by default its main metric",
+    )
+    compare.add_argument("--keep_models", action="store_true", help="keep the trained models")
 
 
 def _balancers(commands: Any) -> None:

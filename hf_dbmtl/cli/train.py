@@ -5,29 +5,23 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, enable_full_determinism, set_seed
-from transformers.utils import logging
 
 from hf_dbmtl_cli import CommandError
 
 from ..callbacks import MultiTaskProgressCallback, PlotCallback
-from ..configuration import MultiTaskConfig
 from ..metrics import main_metric
-from ..modeling import MultiTaskModel
 from ..trainer import MultiTaskTrainer
 from ..training_args import MultiTaskTrainingArguments
+from .building import make_trainer, prepare
 from .config import read_config, run_settings, training_settings
-from .preparation import Data, load_data
+from .preparation import Data
 from .settings import Setting, TaskSettings, TrainSettings, settings_of
 
 
 __all__ = ["run", "train"]
-
-NO_LIMIT = 1_000_000  # tokenizers that know of no limit name a much larger number
 
 
 def run(given: argparse.Namespace) -> None:
@@ -57,13 +51,8 @@ def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTas
         [`CommandError`]: what is known to be wrong before the first step.
     """
     checkpoint = _checkpoint(args.resume_from_checkpoint)
-    logging.set_verbosity(args.get_process_log_level())
-    # the heads are made before the Trainer sets the seed
-    enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
-    tokenizer, longest = _load_tokenizer(settings)
-    with args.main_process_first(desc="loading and tokenizing the data"):  # the others find it in the cache
-        data = load_data(settings, tokenizer, longest)
-    trainer = _make_trainer(settings, args, tokenizer, data)
+    tokenizer, data = prepare(settings, args)
+    trainer = make_trainer(settings, args, tokenizer, data, callbacks=[PlotCallback()])
     MultiTaskProgressCallback.replace(trainer)
 
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -84,52 +73,6 @@ def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTas
         console.print(_table(data, metrics))
         console.print(f"The model, its card and its metrics are in {args.output_dir}.", highlight=False, soft_wrap=True)
     return trainer
-
-
-def _load_tokenizer(settings: TrainSettings) -> tuple[PreTrainedTokenizerBase, int | None]:
-    """The tokenizer, and how many tokens it and the encoder take (`None` where neither tells)."""
-    name, options = settings.model_name_or_path, {"trust_remote_code": settings.trust_remote_code}
-    what = "model_name_or_path"
-    try:
-        config = AutoConfig.from_pretrained(name, revision=settings.model_revision or "main", **options)
-        if settings.tokenizer_name is None:
-            options["revision"] = settings.model_revision or "main"
-        else:
-            what, name = "tokenizer_name", settings.tokenizer_name
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        raise CommandError(f"{what} '{name}' could not be loaded: {' '.join(str(error).split())}") from error
-    if isinstance(config, MultiTaskConfig):
-        raise CommandError(
-            f"model_name_or_path '{settings.model_name_or_path}' has its heads already: name its encoder, or go on "
-            "with an interrupted run by --resume_from_checkpoint."
-        )
-    if tokenizer.pad_token is None:  # decoders have none; what is padded is masked
-        tokenizer.pad_token = tokenizer.eos_token
-    longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or NO_LIMIT)
-    return tokenizer, longest if longest < NO_LIMIT else None
-
-
-def _make_trainer(
-    settings: TrainSettings, args: MultiTaskTrainingArguments, tokenizer: PreTrainedTokenizerBase, data: Data
-) -> MultiTaskTrainer:
-    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
-    if settings.model_revision is not None:
-        options["revision"] = settings.model_revision
-    try:
-        model = MultiTaskModel.from_encoder(
-            settings.model_name_or_path, data.tasks, pooling=settings.pooling, processing_class=tokenizer, **options
-        )
-        return MultiTaskTrainer(
-            model=model,
-            args=args,
-            train_dataset=data.train,
-            eval_dataset=data.eval or None,
-            processing_class=tokenizer,
-            callbacks=[PlotCallback()],
-        )
-    except (OSError, TypeError, ValueError) as error:  # they name the task, the value and the remedy
-        raise CommandError(str(error)) from error
 
 
 def _checkpoint(given: str | bool | None) -> str | bool | None:
