@@ -6,14 +6,28 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModel
 
 from .configuration import MultiTaskConfig
+from .heads import register_head
 from .modeling import MultiTaskModel, MultiTaskOutput
-from .tasks import Classification, MultiLabelClassification, Regression, TokenClassification
+from .tasks import (
+    Classification,
+    DepthEstimation,
+    MaskedLanguageModeling,
+    MultiLabelClassification,
+    MultipleChoice,
+    QuestionAnswering,
+    Regression,
+    SemanticSegmentation,
+    SurfaceNormals,
+    TokenClassification,
+)
 
 
 if TYPE_CHECKING:
     from .balancing import make_balancer
     from .callbacks import MultiTaskProgressCallback, PlotCallback
+    from .encoding import encode_choices, encode_questions, encode_words
     from .metrics import delta_p
+    from .preemption import PreemptionCallback
     from .trainer import MultiTaskTrainer
     from .training_args import MultiTaskTrainingArguments
 
@@ -21,6 +35,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Classification",
+    "DepthEstimation",
+    "MaskedLanguageModeling",
     "MultiLabelClassification",
     "MultiTaskConfig",
     "MultiTaskModel",
@@ -28,11 +44,20 @@ __all__ = [
     "MultiTaskProgressCallback",
     "MultiTaskTrainer",
     "MultiTaskTrainingArguments",
+    "MultipleChoice",
     "PlotCallback",
+    "PreemptionCallback",
+    "QuestionAnswering",
     "Regression",
+    "SemanticSegmentation",
+    "SurfaceNormals",
     "TokenClassification",
     "delta_p",
+    "encode_choices",
+    "encode_questions",
+    "encode_words",
     "make_balancer",
+    "register_head",
 ]
 
 # Importing transformers' Trainer takes seconds: who only loads a model does not wait for it.
@@ -41,7 +66,11 @@ _LAZY = {
     "MultiTaskTrainer": ".trainer",
     "MultiTaskTrainingArguments": ".training_args",
     "PlotCallback": ".callbacks",
+    "PreemptionCallback": ".preemption",
     "delta_p": ".metrics",
+    "encode_choices": ".encoding",
+    "encode_questions": ".encoding",
+    "encode_words": ".encoding",
     "make_balancer": ".balancing",
 }
 

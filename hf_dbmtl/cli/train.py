@@ -13,6 +13,7 @@ from hf_dbmtl_cli import CommandError
 
 from ..callbacks import MultiTaskProgressCallback, PlotCallback
 from ..metrics import main_metric
+from ..preemption import PreemptionCallback
 from ..trainer import MultiTaskTrainer
 from ..training_args import MultiTaskTrainingArguments
 from .building import make_trainer, prepare
@@ -52,7 +53,7 @@ def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTas
     """
     checkpoint = _checkpoint(args.resume_from_checkpoint)
     tokenizer, data = prepare(settings, args)
-    trainer = make_trainer(settings, args, tokenizer, data, callbacks=[PlotCallback()])
+    trainer = make_trainer(settings, args, tokenizer, data, callbacks=[PlotCallback(), PreemptionCallback()])
     MultiTaskProgressCallback.replace(trainer)
 
     result = trainer.train(resume_from_checkpoint=checkpoint)
