@@ -58,8 +58,10 @@ class ConflictCallback(TrainerCallback):
             self.trainer.step_log.add(f"{one}/{other}", cosine=cosine)
 
     def cosines(self) -> dict[tuple[str, str], float]:
-        """The cosines now, by pair of tasks, in the order of the tasks; 0 where a gradient is."""
+        """The cosines now, by pair of tasks, in the order of the tasks; 0 where a gradient is. None of a frozen encoder."""
         trainer = self.trainer
+        if not trainer.gradients.shared:  # a frozen encoder
+            return {}
         module = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=True)
         training = module.training
         module.eval()  # the model's own directions, not those of a draw of dropout

@@ -50,6 +50,30 @@ The file and the settings are those of `hf-dbmtl train`; everything goes to OUTP
 again after whatever ended it, goes on with the runs that are not finished.\
 """
 
+EVALUATE = """\
+Evaluate a trained model on the evaluation data of a YAML file, those it was trained by or another. Its tasks may be some of the
+model's.\
+"""
+
+INSPECT = """\
+Show what a run will be before it is: tasks and rows, the first row of each as the encoder reads it, rows per step, steps,
+shared and head parameters, and the memory that the balancer will take.\
+"""
+
+PREDICT = """\
+Predict for files or standard input, one JSON object per line out: the row with what the tasks predict. The encoder runs once
+for all tasks.
+
+  hf-dbmtl predict outputs/glue reviews.csv --text review
+  echo "A fine film." | hf-dbmtl predict outputs/glue --tasks sst2,cola
+
+csv, tsv and jsonl files have columns; any other file is one text per line. Standard input is text per line, or JSON objects.\
+"""
+
+EXPORT = """\
+Write one task of a trained model as a stock checkpoint of transformers, which loads where hf_dbmtl is not installed.\
+"""
+
 BALANCERS = """\
 List the balancing methods: what each looks at in a step, what it keeps in memory, and the paper it is from.
 
@@ -64,7 +88,12 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     _train(commands)
     _compare(commands)
+    _inspect(commands)
+    _evaluate(commands)
+    _predict(commands)
+    _export(commands)
     _balancers(commands)
+    _command(commands, "env", "show versions and devices, for a bug report")
     return parser
 
 
@@ -136,6 +165,56 @@ def _compare(commands: Any) -> None:
         help="the metrics of a task that Δp averages over, '{mrpc: [accuracy, f1]}'; by default its main metric",
     )
     compare.add_argument("--keep_models", action="store_true", help="keep the trained models")
+
+
+def _inspect(commands: Any) -> None:
+    inspect = _command(
+        commands,
+        "inspect",
+        "show what a run will be: data, steps, parameters, memory",
+        usage="hf-dbmtl inspect config.yaml [--any_setting value ...]",
+        description=INSPECT,
+    )
+    _takes_settings(inspect)
+
+
+def _evaluate(commands: Any) -> None:
+    evaluate = _command(
+        commands,
+        "evaluate",
+        "evaluate a trained model",
+        usage="hf-dbmtl evaluate config.yaml [--model folder] [--any_setting value ...]",
+        description=EVALUATE,
+    )
+    _takes_settings(evaluate)
+    evaluate.add_argument(
+        "--model", metavar="FOLDER", help="the trained model; by default that in the file's output_dir"
+    )
+
+
+def _predict(commands: Any) -> None:
+    predict = _command(commands, "predict", "predict for files or standard input", description=PREDICT)
+    predict.add_argument("model", metavar="MODEL", help="a trained model: a folder, or a name on the Hub")
+    predict.add_argument("files", nargs="*", metavar="FILE", help="what to predict for; by default standard input")
+    predict.add_argument("--tasks", metavar="NAMES", help="with commas between them; by default all")
+    predict.add_argument(
+        "--text",
+        default="text",
+        metavar="COLUMN",
+        help="of the texts, two for pairs: first,second (default: %(default)s)",
+    )
+    predict.add_argument("--output", metavar="FILE", help="where the lines go; by default standard output")
+    predict.add_argument(
+        "--batch_size", type=int, default=32, metavar="N", help="rows at a time (default: %(default)s)"
+    )
+    predict.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...; by default the first GPU there is")
+
+
+def _export(commands: Any) -> None:
+    export = _command(commands, "export", "write one task as a stock checkpoint", description=EXPORT)
+    export.add_argument("model", metavar="MODEL", help="a trained model: a folder, or a name on the Hub")
+    export.add_argument("task", metavar="TASK", help="the task")
+    export.add_argument("folder", metavar="FOLDER", help="where to write")
 
 
 def _balancers(commands: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
     TrainerCallback,
     enable_full_determinism,
@@ -25,7 +26,7 @@ from .preparation import Data, load_data
 from .settings import TrainSettings
 
 
-__all__ = ["load_tokenizer", "make_trainer", "prepare"]
+__all__ = ["load_tokenizer", "longest_input", "make_trainer", "prepare"]
 
 NO_LIMIT = 1_000_000  # tokenizers that know of no limit name a much larger number
 
@@ -65,8 +66,13 @@ def load_tokenizer(settings: TrainSettings) -> tuple[PreTrainedTokenizerBase, in
         )
     if tokenizer.pad_token is None:  # decoders have none; what is padded is masked
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer, longest_input(tokenizer, config)
+
+
+def longest_input(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int | None:
+    """How many tokens the tokenizer and an encoder of this configuration take; `None` where neither tells."""
     longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or NO_LIMIT)
-    return tokenizer, longest if longest < NO_LIMIT else None
+    return longest if longest < NO_LIMIT else None
 
 
 def make_trainer(

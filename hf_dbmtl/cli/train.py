@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -12,14 +11,13 @@ from rich.table import Table
 from hf_dbmtl_cli import CommandError
 
 from ..callbacks import MultiTaskProgressCallback, PlotCallback
-from ..metrics import main_metric
 from ..preemption import PreemptionCallback
 from ..trainer import MultiTaskTrainer
 from ..training_args import MultiTaskTrainingArguments
 from .building import make_trainer, prepare
 from .config import read_config, run_settings, training_settings
-from .preparation import Data
 from .settings import Setting, TaskSettings, TrainSettings, settings_of
+from .tables import results_table
 
 
 __all__ = ["run", "train"]
@@ -71,7 +69,8 @@ def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTas
         trainer.create_model_card(**card)
     if trainer.is_world_process_zero():
         console = Console()
-        console.print(_table(data, metrics))
+        rows = {name: len(rows) for name, rows in data.train.items()}
+        console.print(results_table(data.tasks, metrics, data.baselines, data.eval, rows))
         console.print(f"The model, its card and its metrics are in {args.output_dir}.", highlight=False, soft_wrap=True)
     return trainer
 
@@ -83,32 +82,6 @@ def _checkpoint(given: str | bool | None) -> str | bool | None:
             f"resume_from_checkpoint: there is no folder {given}. true takes the newest checkpoint in output_dir."
         )
     return given
-
-
-def _table(data: Data, metrics: Mapping[str, float]) -> Table:
-    """The main metric of every task beside the baseline's, and their average."""
-    table = Table(title="Results", title_justify="left", caption_justify="left")
-    table.caption = "baseline: always the most frequent class, or the mean" if metrics else "not evaluated"
-    for column in ("task", "metric"):
-        table.add_column(column)
-    for column in ("train", "eval", "baseline", "result", "loss"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, task in data.tasks.items():
-        metric, rows = main_metric(task), data.eval.get(name, ())
-        numbers = (
-            data.baselines.get(name, {}).get(metric),
-            metrics.get(f"eval_{name}_{metric}"),
-            metrics.get(f"eval_{name}_loss"),
-        )
-        table.add_row(name, metric, f"{len(data.train[name]):,}", f"{len(rows):,}", *map(_shown, numbers))
-    if metrics:
-        table.add_section()
-        table.add_row("average", "", "", "", "", *(_shown(metrics.get(key)) for key in ("eval_average", "eval_loss")))
-    return table
-
-
-def _shown(number: float | None) -> str:
-    return "" if number is None else f"{number:.4g}" if abs(number) >= 1000 else f"{number:.4f}"
 
 
 def _print_settings(console: Console) -> None:
