@@ -13,6 +13,7 @@ from .tasks import Classification, MultiLabelClassification, Regression, TokenCl
 if TYPE_CHECKING:
     from .balancing import make_balancer
     from .callbacks import MultiTaskProgressCallback, PlotCallback
+    from .export import export_task
     from .metrics import delta_p
     from .trainer import MultiTaskTrainer
     from .training_args import MultiTaskTrainingArguments
@@ -32,6 +33,7 @@ __all__ = [
     "Regression",
     "TokenClassification",
     "delta_p",
+    "export_task",
     "make_balancer",
 ]
 
@@ -42,6 +44,7 @@ _LAZY = {
     "MultiTaskTrainingArguments": ".training_args",
     "PlotCallback": ".callbacks",
     "delta_p": ".metrics",
+    "export_task": ".export",
     "make_balancer": ".balancing",
 }
 
