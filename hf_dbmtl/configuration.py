@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
+from .limits import check_sizes
 from .tasks import Task, task_from_dict
 
 
@@ -32,6 +33,8 @@ class MultiTaskConfig(PreTrainedConfig):
         pooling (`str`, *optional*, defaults to `"pooler"`):
             What a head at sequence level sees: the encoder's `"pooler"`, the first token (`"cls"`), the `"mean"` over
             the tokens, or the `"last"` token. Padding, where an attention mask tells it, is left out.
+        adapter (`dict`, *optional*):
+            What adapters of PEFT the encoder holds; [`~MultiTaskModel.add_adapter`] writes it.
     """
 
     model_type = "multi_task"
@@ -40,11 +43,13 @@ class MultiTaskConfig(PreTrainedConfig):
     encoder: dict | PreTrainedConfig | None = None
     tasks: dict[str, dict] | None = None
     pooling: str = "pooler"
+    adapter: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         order = kwargs.pop("task_order", [])
+        check_sizes(kwargs, "config")
         if self.encoder is None or isinstance(self.encoder, dict):
-            self.encoder = AutoConfig.for_model(**{"model_type": "bert"} | (self.encoder or {}))
+            self.encoder = _encoder_config(self.encoder or {})
         elif not isinstance(self.encoder, PreTrainedConfig):
             raise TypeError(f"encoder must be a configuration, or a dict that describes one, got {self.encoder!r}.")
         chosen = {key: getattr(self.encoder, key) for key in ("_attn_implementation", "_experts_implementation")}
@@ -55,7 +60,7 @@ class MultiTaskConfig(PreTrainedConfig):
                 setattr(self.encoder, key, value)
         if self.tasks is None:
             self.tasks = {}
-        if isinstance(self.tasks, dict):
+        if isinstance(self.tasks, dict) and isinstance(order, list):
             tasks = {name: task.to_dict() if isinstance(task, Task) else task for name, task in self.tasks.items()}
             self.tasks = {name: tasks.pop(name) for name in order if name in tasks} | tasks
         self.task_objects  # reading it checks the tasks
@@ -85,6 +90,16 @@ class MultiTaskConfig(PreTrainedConfig):
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The encoder's: there `transformers` looks for sizes, the vocabulary and `initializer_range`."""
         return self.encoder.get_text_config(decoder=decoder, encoder=encoder)
+
+
+def _encoder_config(values: dict[str, Any]) -> PreTrainedConfig:
+    check_sizes(values)
+    try:
+        return AutoConfig.for_model(**{"model_type": "bert"} | values)
+    except Exception as error:  # every class of configurations has errors of its own
+        raise ValueError(
+            f"encoder: no configuration can be made of this: {' '.join(str(error).split())[:500]}"
+        ) from error
 
 
 def _task(name: Any, values: Any) -> Task:

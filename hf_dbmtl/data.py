@@ -48,7 +48,12 @@ class JointDataset(Dataset):
             start = self.ends[position - 1] if position else 0
             dataset, rows = self.datasets[task], [index - start for index in group]
             fetch = getattr(dataset, "__getitems__", None)  # the hook that torch's own fetcher looks for
-            examples += [(task, one) for one in (fetch(rows) if fetch else [dataset[row] for row in rows])]
+            try:
+                examples += [(task, one) for one in (fetch(rows) if fetch else [dataset[row] for row in rows])]
+            except OSError as error:
+                raise OSError(
+                    f"Task '{task}': some of the rows {rows} of its dataset cannot be read: {error}"
+                ) from error
         return examples
 
     def set_epoch(self, epoch: int) -> None:

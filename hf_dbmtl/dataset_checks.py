@@ -16,6 +16,7 @@ from .tasks import Task
 __all__ = ["check_dataset", "check_datasets", "check_names"]
 
 CHUNK = 1000  # rows whose labels are checked at a time
+SAMPLE = 8  # rows whose labels are checked where a label is a map of pixels
 
 
 def check_names(what: str, names: Collection[str], tasks: Sequence[str], complete: bool = False) -> None:
@@ -75,7 +76,7 @@ def check_dataset(
             The name of the task.
         dataset (`Dataset`):
             The dataset. The labels are read through here only where that is cheap, for a [`~datasets.Dataset`] without
-            a transform; others are checked as they are collated.
+            a transform (of maps of pixels the first few); others are checked as they are collated.
         task (`Task`, *optional*):
             The task whose labels the dataset holds; `None` where they are somebody else's business, that of a user's
             module or collator.
@@ -112,7 +113,7 @@ def check_dataset(
             f"{sorted(set(columns) - set(LABEL_COLUMNS))}: tokenize the texts first, rename the columns, or set "
             "`remove_unused_columns=False` where a `data_collator` of yours makes the inputs."
         )
-    if task is not None:
+    if task is not None and not task.self_supervised:
         _check_labels(split, which, name, dataset, task)
 
 
@@ -125,13 +126,15 @@ def _check_labels(split: str, which: str, name: str, dataset: datasets.Dataset, 
             f"{which} has the columns {dataset.column_names} and none of {list(LABEL_COLUMNS)}: name the column of the "
             "labels 'labels', or leave the task out."
         )
-    tokens = ["input_ids"] if task.level == "token" and "input_ids" in dataset.column_names else []
+    tokens = ["input_ids"] if task.per_token and "input_ids" in dataset.column_names else []
     rows = dataset.select_columns([column, *tokens]).with_format(None)
+    if task.dense:
+        rows = rows.select(range(min(SAMPLE, len(rows))))
     labelled = 0
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
         if tokens:
             check_alignment(name, chunk[column], chunk["input_ids"])
         labelled += int(task.labelled(task.label_tensor(name, chunk[column])).sum())
-    if labelled == 0 and split != "test":
+    if labelled == 0 and split != "test" and not task.dense:
         raise ValueError(f"{which} has no label at all in its column '{column}': mend the data, or leave the task out.")

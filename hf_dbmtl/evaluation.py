@@ -17,7 +17,7 @@ from transformers.trainer_utils import BestRun, EvalLoopOutput, HPSearchBackend,
 
 from .collators import LABEL_COLUMNS
 from .dataset_checks import check_datasets, check_names
-from .metrics import default_compute_metrics, main_metric, resolve_metric
+from .metrics import AnswerMetric, default_compute_metrics, main_metric, resolve_metric
 
 
 __all__ = ["EvaluationMixin"]
@@ -27,11 +27,15 @@ class EvaluationMixin:
     """The part of [`MultiTaskTrainer`] that evaluates."""
 
     metrics: dict[str, Callable[[EvalPrediction], dict[str, float]] | None]
+    _default_metrics: set[str]  # the tasks that are judged by their kind's
 
     def _set_metrics(self, compute_metrics: Mapping[str, Any] | Callable | None) -> None:
         given = compute_metrics if isinstance(compute_metrics, Mapping) else dict.fromkeys(self.tasks, compute_metrics)
         check_names("`compute_metrics`", given, list(self.tasks))
         self.metrics = {}
+        self._default_metrics = {
+            name for name, task in self.tasks.items() if task is not None and given.get(name) is None
+        }
         for name, task in self.tasks.items():
             if given.get(name) is not None:
                 self.metrics[name] = resolve_metric(given[name], task)
@@ -39,15 +43,19 @@ class EvaluationMixin:
                 self.metrics[name] = None if task is None else default_compute_metrics(task, name)
 
     @contextlib.contextmanager
-    def _serving(self, task: str) -> Iterator[None]:
+    def _serving(self, task: str, dataset: Dataset | None = None) -> Iterator[None]:
         """Lets the stock Trainer's evaluation work for one task: its metric, its collator, its running sums."""
-        kept = self.compute_metrics, self.data_collator
+        kept = self.compute_metrics, self.data_collator, self.preprocess_logits_for_metrics
         self.compute_metrics, self.data_collator = self.metrics[task], self.collators[task]
+        if isinstance(self.compute_metrics, AnswerMetric):  # the texts of the answers are not in the batches
+            self.compute_metrics = self.compute_metrics.of_rows(dataset)
+        if task in self._default_metrics and self.preprocess_logits_for_metrics is None:
+            self.preprocess_logits_for_metrics = self.tasks[task].for_metrics
         self._task, self._loss_sum, self._item_sum = task, 0.0, 0.0
         try:
             yield
         finally:
-            self.compute_metrics, self.data_collator = kept
+            self.compute_metrics, self.data_collator, self.preprocess_logits_for_metrics = kept
 
     def evaluate(
         self,
@@ -126,7 +134,7 @@ class EvaluationMixin:
         for task, dataset in given.items():
             if not own:
                 self._check_dataset("test" if description == "Prediction" else "eval", task, dataset)
-            with self._serving(task):
+            with self._serving(task, dataset):
                 output = self.evaluation_loop(
                     self.get_eval_dataloader(task) if own else self.get_test_dataloader(dataset),
                     description=f"{description} of {task}",

@@ -1,140 +1,191 @@
-"""From the encoder's output to logits: what a head sees, and the heads, one module per level of task."""
+"""The heads: from what a head sees of the encoder's output to logits."""
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput, logging
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from .tasks import Task
-
-
-__all__ = ["SequenceHead", "TokenHead", "default_pooling", "features", "has_pooler", "make_head"]
-
-logger = logging.get_logger(__name__)
+from .features import LEVELS, hidden_size, patch_stride
+from .task import Task
 
 
-def features(level: str, outputs: ModelOutput, pooling: str, attention_mask: Tensor | None) -> Tensor:
-    """
-    What the heads of a level see.
-
-    Args:
-        level (`str`):
-            `"token"` or `"sequence"`.
-        outputs (`ModelOutput`):
-            The encoder's. Feature maps of shape `(batch, hidden_size, height, width)` count as height x width tokens.
-        pooling (`str`):
-            How a sequence becomes one vector, see [`MultiTaskConfig`].
-        attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*):
-            0 at padding; without it every token counts.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, length, hidden_size)` for tokens, `(batch, hidden_size)` for sequences.
-    """
-    if level == "sequence" and pooling == "pooler":
-        if outputs.get("pooler_output") is None:
-            raise ValueError("The encoder gives no pooler_output: choose pooling='cls', 'mean' or 'last'.")
-        return outputs.pooler_output.flatten(1)  # (batch, hidden_size, 1, 1) from convolutional networks
-    tokens = outputs.last_hidden_state
-    if tokens.ndim == 4:
-        tokens = tokens.flatten(2).transpose(1, 2)
-    return tokens if level == "token" else _pool(tokens, pooling, attention_mask)
-
-
-def _pool(tokens: Tensor, pooling: str, attention_mask: Tensor | None) -> Tensor:
-    if attention_mask is None:
-        attention_mask = tokens.new_ones(tokens.shape[:2])
-    if attention_mask.shape != tokens.shape[:2]:
-        raise ValueError(
-            f"pooling={pooling!r} needs an attention mask of the encoder output's shape {tuple(tokens.shape[:2])}, not "
-            f"{tuple(attention_mask.shape)}: choose another pooling, or leave the mask out."
-        )
-    if pooling == "mean":
-        mask = attention_mask.unsqueeze(-1).to(torch.promote_types(tokens.dtype, torch.float32))
-        return ((tokens * mask).sum(1) / mask.sum(1).clamp(min=1)).to(tokens.dtype)
-    # Padding may stand on either side; of several maxima, argmax returns the first.
-    mask = attention_mask.long()
-    position = (mask if pooling == "cls" else mask.cumsum(1)).argmax(1)
-    return tokens[torch.arange(len(tokens), device=tokens.device), position]
-
-
-def has_pooler(encoder: PreTrainedModel) -> bool:
-    """Whether the encoder's output has a `pooler_output`."""
-    if hasattr(encoder, "pooler"):
-        return encoder.pooler is not None  # add_pooling_layer=False
-    # Some pool without a module of that name (ConvNeXt, DINOv2): their signature tells.
-    return "Pooling" in str(inspect.signature(encoder.forward).return_annotation)
-
-
-def default_pooling(encoder: PreTrainedModel, processing_class: Any = None) -> str:
-    """The encoder's pooler if it has one, else `"cls"` where the tokenizer has a CLS token, else `"mean"`."""
-    if has_pooler(encoder):
-        return "pooler"
-    if processing_class is None and encoder.name_or_path:
-        try:
-            processing_class = AutoTokenizer.from_pretrained(encoder.name_or_path)
-        except Exception as error:  # no tokenizer there, or one that needs a package: each has its own exception
-            logger.info(f"No tokenizer beside {encoder.name_or_path}: {error}")
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)  # a processor holds one
-    return "cls" if getattr(tokenizer, "cls_token", None) is not None else "mean"
+__all__ = [
+    "ChoiceHead",
+    "MaskedLanguageModelingHead",
+    "PixelHead",
+    "SequenceHead",
+    "TokenHead",
+    "make_head",
+    "register_head",
+]
 
 
 class _Head(nn.Module):
     """
-    A dropout and a linear layer.
+    A dropout and a linear layer, behind hidden layers where the task asks for these.
 
     Args:
-        hidden_size (`int`):
-            Width of the encoder's output.
-        num_labels (`int`):
-            Width of the logits.
-        dropout (`float`):
-            Probability with which an input is dropped in training.
+        task (`Task`):
+            The task.
+        encoder (`PreTrainedModel`):
+            The encoder.
     """
 
-    def __init__(self, hidden_size: int, num_labels: int, dropout: float):
+    level: str  # what it sees, see `features`
+
+    def __init__(self, task: Task, encoder: PreTrainedModel):
         super().__init__()
+        width, dropout = hidden_size(encoder.config), _dropout(task, encoder.config)
+        layers: list[nn.Module] = []
+        for size in task.hidden_sizes or ():
+            layers += [nn.Dropout(dropout), nn.Linear(width, size), nn.GELU()]
+            width = size
+        self.hidden = nn.Sequential(*layers)
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(hidden_size, num_labels)
+        self.linear = nn.Linear(width, task.width)
 
     def forward(self, seen: Tensor) -> Tensor:
-        return self.linear(self.dropout(seen))
+        return self.linear(self.dropout(self.hidden(seen)))
 
 
 class SequenceHead(_Head):
     """Logits of shape `(batch, num_labels)` from pooled sequences, of shape `(batch, hidden_size)`."""
 
+    level = "sequence"
+
 
 class TokenHead(_Head):
     """Logits of shape `(batch, length, num_labels)` from tokens, of shape `(batch, length, hidden_size)`."""
 
-
-_HEADS = {"sequence": SequenceHead, "token": TokenHead}
-
-
-def make_head(task: Task, encoder: PreTrainedConfig) -> nn.Module:
-    """The head of a task, for an encoder with this configuration."""
-    dropout = _dropout(encoder) if task.dropout is None else task.dropout
-    return _HEADS[task.level](_hidden_size(encoder), task.num_labels, dropout)
+    level = "token"
 
 
-# The stock heads each know their encoder: `transformers` has no one name for these two numbers.
+class ChoiceHead(_Head):
+    """Logits of shape `(batch, choices)` from pooled choices, of shape `(batch, choices, hidden_size)`."""
+
+    level = "choice"
+
+    def forward(self, seen: Tensor) -> Tensor:
+        return super().forward(seen).squeeze(-1)
 
 
-def _hidden_size(encoder: PreTrainedConfig) -> int:
-    if sizes := getattr(encoder, "hidden_sizes", None):  # of the stages of a convolutional network
-        return sizes[-1]
-    size = getattr(encoder.get_text_config(), "hidden_size", None)
-    if size is None:
-        raise ValueError(f"{type(encoder).__name__} has no hidden_size: this encoder cannot carry heads.")
-    return size
+class MaskedLanguageModelingHead(nn.Module):
+    """
+    Logits of shape `(batch, length, vocab_size)` from tokens: a transform to the width of the embeddings, as BERT's, and
+    the encoder's input embedding as decoder. That is a parameter of the encoder, and so shared, of which the head keeps no
+    second name: nothing needs tying anew when a model is saved, loaded, or given a larger vocabulary.
+    """
+
+    level = "token"
+
+    def __init__(self, task: Task, encoder: PreTrainedModel):
+        super().__init__()
+        embedding = encoder.get_input_embeddings() if encoder.main_input_name == "input_ids" else None
+        if not isinstance(embedding, nn.Embedding):
+            raise ValueError(
+                f"MaskedLanguageModeling decodes with the embeddings of tokens, and {type(encoder).__name__} has none."
+            )
+        vocab_size, width = embedding.weight.shape
+        layers: list[nn.Module] = []
+        size = hidden_size(encoder.config)
+        for wide in (*(task.hidden_sizes or ()), width):
+            layers += [nn.Linear(size, wide), nn.GELU()]
+            size = wide
+        self.transform = nn.Sequential(*layers, nn.LayerNorm(width))
+        self.dropout = nn.Dropout(0.0 if task.dropout is None else task.dropout)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self._encoder = (encoder,)  # in a tuple: not a submodule, whose parameters would count as the head's
+
+    def forward(self, seen: Tensor) -> Tensor:
+        weight = self._encoder[0].get_input_embeddings().weight
+        grown = weight.shape[0] - self.bias.shape[0]  # `resize_token_embeddings` does not know the bias
+        return F.linear(self.dropout(self.transform(seen)), weight, F.pad(self.bias, (0, grown)))
 
 
-def _dropout(encoder: PreTrainedConfig) -> float:
+class PixelHead(nn.Module):
+    """
+    Logits of shape `(batch, num_labels, height, width)` from a grid of shape `(batch, hidden_size, rows, columns)`, at the
+    resolution of the pixels, or four times that of the grid where this is coarser: a convolution, and up to two that follow
+    an upsampling to twice the size. `hidden_sizes`, if given, holds the width of these, 256 at most by default.
+    """
+
+    level = "grid"
+
+    def __init__(self, task: Task, encoder: PreTrainedModel):
+        super().__init__()
+        channels, (stride, _) = hidden_size(encoder.config), patch_stride(encoder.config) or (4, 4)
+        sizes = task.hidden_sizes or [min(channels, 256)]
+        if len(sizes) != 1:
+            raise ValueError(f"hidden_sizes={sizes}: the head of a task with pixels takes one width.")
+        (width,) = sizes
+        layers = _convolution(channels, width)
+        while stride > 1 and len(layers) < 11:
+            layers += [nn.Upsample(scale_factor=2, mode="bilinear"), *_convolution(width, width)]
+            stride //= 2
+        self.hidden = nn.Sequential(*layers)
+        self.dropout = nn.Dropout2d(_dropout(task, encoder.config))
+        self.linear = nn.Conv2d(width, task.width, 1)
+
+    def forward(self, seen: Tensor) -> Tensor:
+        return self.linear(self.dropout(self.hidden(seen)))
+
+
+def _convolution(channels: int, width: int) -> list[nn.Module]:
+    return [nn.Conv2d(channels, width, 3, padding=1), nn.GroupNorm(1, width), nn.GELU()]
+
+
+_HEADS = {"sequence": SequenceHead, "token": TokenHead, "choice": ChoiceHead, "grid": PixelHead}
+_OF_KINDS: dict[str, type[nn.Module]] = {"masked_language_modeling": MaskedLanguageModelingHead}
+_REGISTERED: dict[str, type[nn.Module]] = {}
+
+
+def register_head(name: str, head: type[nn.Module]) -> type[nn.Module]:
+    """
+    Makes a head class known by a name, for `Classification(3, head=name)`. A saved model holds the name alone: register the
+    class before loading it.
+
+    Args:
+        name (`str`):
+            The name.
+        head (`type[torch.nn.Module]`):
+            The class. It is made as `head(task, encoder)` and called on what its attribute `level` names: `"sequence"`
+            (pooled, of shape `(batch, hidden_size)`), `"token"` (`(batch, length, hidden_size)`), `"choice"` (`(batch,
+            choices, hidden_size)`), `"grid"` (`(batch, hidden_size, height, width)`) or `"output"` (a pair of the encoder's
+            output and the model's inputs). It returns logits of the shape that the task takes. Parameters that
+            transformers' `_init_weights` does not know keep the values that the constructor gives.
+
+    Returns:
+        `type[torch.nn.Module]`: the class.
+    """
+    if not isinstance(head, type) or not issubclass(head, nn.Module):
+        raise TypeError(f"register_head takes a class of torch modules, got {head!r}.")
+    level = getattr(head, "level", None)
+    if level not in LEVELS:
+        raise ValueError(
+            f"{head.__name__}.level must be one of {', '.join(LEVELS)}, what the head sees; got {level!r}."
+        )
+    _REGISTERED[name] = head
+    return head
+
+
+def make_head(task: Task, encoder: PreTrainedModel) -> nn.Module:
+    """The head of a task, for an encoder."""
+    if task.head is None:
+        return (_OF_KINDS.get(task.kind) or _HEADS[task.level])(task, encoder)
+    if task.head not in _REGISTERED:
+        raise ValueError(
+            f"unknown head {task.head!r}: import the module that calls register_head({task.head!r}, ...) first (known: "
+            f"{', '.join(_REGISTERED) or 'none'})."
+        )
+    return _REGISTERED[task.head](task, encoder)
+
+
+def _dropout(task: Task, encoder: PreTrainedConfig) -> float:
+    """The task's, else the encoder's: the stock heads each know where theirs has it."""
+    if task.dropout is not None:
+        return task.dropout
     for name in ("classifier_dropout", "hidden_dropout_prob"):
         if (dropout := getattr(encoder, name, None)) is not None:
             return dropout

@@ -51,6 +51,7 @@ class LoadingMixin:
             ("`train_dataset`", self.train_dataset, True),
             ("`eval_dataset`", self.eval_dataset, False),
             ("`task_weights`", self.args.task_weights, False),
+            ("`task_lr_multipliers`", self.args.task_lr_multipliers, False),
             ("`per_task_batch_size`", self.args.per_task_batch_size, False),
         ):
             if given is not None:
@@ -73,7 +74,9 @@ class LoadingMixin:
         if declared is None:
             collator = given or input_collator(self.processing_class)
         elif given is None:
-            collator = TaskCollator(task, declared, self.processing_class)
+            args = self.args
+            seed = args.seed if args.data_seed is None else args.data_seed
+            collator = TaskCollator(task, declared, self.processing_class, seed)
         else:
             collator = CheckedCollator(task, declared, given)
         if columns is None:

@@ -293,11 +293,15 @@ def _main_metric(content: ModelCardContent, name: str) -> str | None:
 
 
 def _eval_results(content: ModelCardContent, mains: Mapping[str, str | None]) -> list[EvalResult]:
-    kinds = {"multi_label_classification": "classification", "token_classification": "token-classification"}
+    kinds = {
+        "multi_label_classification": "classification",
+        "masked_language_modeling": "fill-mask",
+        "semantic_segmentation": "image-segmentation",
+    }
     found = []
     for name, metrics in content.results.items():
         kind = content.tasks.get(name, {}).get("kind", "multi-task")
-        task_type = kinds.get(kind, kind)
+        task_type = kinds.get(kind, kind.replace("_", "-"))
         if task_type in ("classification", "regression"):
             task_type = f"{content.modality}-{task_type}"
         for metric, value in sorted(metrics.items(), key=lambda item: (item[0] != mains.get(name), item[0] == "loss")):

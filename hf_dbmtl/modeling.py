@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_TEXT_ENCODING_MAPPING,
@@ -17,16 +18,23 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
+from .adapters import AdapterMixin, inject_adapter
 from .configuration import MultiTaskConfig, check_task_name
-from .heads import default_pooling, features, has_pooler, make_head
+from .features import default_pooling, features, flatten_choices, has_pooler
+from .heads import MaskedLanguageModelingHead, make_head
+from .limits import MAX_NEW_PARAMETERS, limited_modules
 from .tasks import Task
 
 
 __all__ = ["MultiTaskModel", "MultiTaskOutput"]
 
 logger = logging.get_logger(__name__)
+
+# How transformers, torch and safetensors end on what is no model: each layer in a way of its own.
+_DAMAGED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, SafetensorError)
 
 
 @dataclass
@@ -38,7 +46,7 @@ class MultiTaskOutput(ModelOutput):
         loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` is given):
             The task's mean loss over its labelled items, in the scale of the task.
         logits (`torch.Tensor`, or `dict[str, torch.Tensor]` when no task was named):
-            Of shape `(batch, num_labels)`, or `(batch, length, num_labels)` at token level.
+            Of the shape that the kind of task says: `(batch, num_labels)`, or `(batch, length, num_labels)` at token level.
         num_items (`torch.Tensor` of shape `()`, *optional*, returned when `labels` is given):
             How many labelled items `loss` is the mean over.
         hidden_states (`tuple[torch.Tensor]`, *optional*): the encoder's, where asked for.
@@ -52,7 +60,7 @@ class MultiTaskOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-class MultiTaskModel(PreTrainedModel):
+class MultiTaskModel(AdapterMixin, PreTrainedModel):
     """
     A shared encoder and a head per task. [`~MultiTaskModel.from_encoder`] puts new heads on a pretrained encoder.
 
@@ -83,13 +91,16 @@ class MultiTaskModel(PreTrainedModel):
             )
         if encoder is None:
             # The default dtype is the one that `from_pretrained` asks for, as it is for the heads below.
-            encoder = _auto_class(config.encoder).from_config(config.encoder, dtype=torch.get_default_dtype())
+            with limited_modules():
+                encoder = _auto_class(config.encoder).from_config(config.encoder, dtype=torch.get_default_dtype())
         else:
             # `post_init` would draw anew the weights of modules put in after loading: adapters, a new layer.
             for module in encoder.modules():
                 module._is_hf_initialized = True
+        if config.adapter is not None:
+            inject_adapter(encoder, config.adapter)
         self.encoder = encoder
-        self.heads = nn.ModuleDict({name: make_head(task, config.encoder) for name, task in self.tasks.items()})
+        self.heads = nn.ModuleDict({name: self._make_head(name, task) for name, task in self.tasks.items()})
         self.main_input_name = encoder.main_input_name
         self.input_modalities = encoder.input_modalities
         self.supports_gradient_checkpointing = encoder.supports_gradient_checkpointing
@@ -101,11 +112,35 @@ class MultiTaskModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> MultiTaskModel:
         """
         As [`~PreTrainedModel.from_pretrained`], but in float32 unless `dtype` says otherwise: the library's default is
-        the dtype of the checkpoint, and a bfloat16 one would train in bfloat16.
+        the dtype of the checkpoint, and a bfloat16 one would train in bfloat16. Weights are read from safetensors only.
+
+        Raises:
+            `ValueError`: weights that are damaged or do not fit the configuration, or one that describes no model.
         """
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        kwargs.setdefault("use_safetensors", True)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except _DAMAGED as error:
+            raise ValueError(
+                f"The model '{pretrained_model_name_or_path}' cannot be loaded: its weights are damaged, or its config.json "
+                f"does not describe them ({type(error).__name__}: {' '.join(str(error).split())[:500]}). Fetch it again, or "
+                "ask who made it."
+            ) from error
+
+    def _move_missing_keys_from_meta_to_device(self, missing_keys: Any, *args: Any, **kwargs: Any) -> None:
+        """Before transformers makes up what the checkpoint lacks, or holds in another shape: there must not be much."""
+        size = sum(self.get_parameter_or_buffer(key).numel() for key in missing_keys)
+        size += sum(buffer.numel() for _, buffer in self.named_non_persistent_buffers())
+        if size > MAX_NEW_PARAMETERS:
+            raise ValueError(
+                f"Of the model that config.json describes {size} numbers are not among the weights, or have other shapes "
+                f"there: the two do not belong together. (More than {MAX_NEW_PARAMETERS} are not made up.)"
+            )
+        super()._move_missing_keys_from_meta_to_device(missing_keys, *args, **kwargs)
 
     @classmethod
     def from_encoder(
@@ -129,7 +164,7 @@ class MultiTaskModel(PreTrainedModel):
                 The tasks by name.
             pooling (`str`, *optional*):
                 `"pooler"`, `"cls"`, `"mean"` or `"last"`, see [`MultiTaskConfig`]. Defaults to the encoder's pooler if
-                it has one, else `"cls"` where the tokenizer has a CLS token, else `"mean"`.
+                it has one, `"last"` for a decoder, else `"cls"` where the tokenizer has a CLS token, else `"mean"`.
             processing_class (*optional*):
                 The tokenizer or processor, to look for a CLS token; defaults to the one that lies beside the encoder.
             dtype (`torch.dtype` or `str`, *optional*):
@@ -189,12 +224,12 @@ class MultiTaskModel(PreTrainedModel):
         if task is None and labels is not None:
             raise ValueError("labels belong to a task: pass task=... with them.")
         names = list(self.tasks) if task is None else [self._known(task)]
-        outputs = self.encoder(**inputs, return_dict=True)
+        outputs = self.encoder(**flatten_choices(inputs), return_dict=True)
         seen = {
-            level: features(level, outputs, self.config.pooling, inputs.get("attention_mask"))
-            for level in {self.tasks[name].level for name in names}
+            level: features(level, outputs, self.config.pooling, inputs, self.config.encoder)
+            for level in {self.heads[name].level for name in names}
         }
-        logits = {name: self.heads[name](seen[self.tasks[name].level]) for name in names}
+        logits = {name: self.heads[name](seen[self.heads[name].level]) for name in names}
         loss = num_items = None
         if labels is not None:
             try:
@@ -221,7 +256,7 @@ class MultiTaskModel(PreTrainedModel):
             raise ValueError(f"Task {name!r} exists already: call remove_task({name!r}) first, or choose another name.")
         if not isinstance(task, Task):
             raise TypeError(f"Task {name!r}: expected a task such as Classification(num_labels=2), got {task!r}.")
-        head = make_head(task, self.config.encoder)
+        head = self._make_head(name, task)
         head.apply(self._init_weights)
         self.heads[name] = head.to(self.encoder.device, self.encoder.dtype).train(self.training)
         self.tasks[name] = task
@@ -238,6 +273,17 @@ class MultiTaskModel(PreTrainedModel):
         if len(self.tasks) == 1:
             raise ValueError(f"Task {name!r} is the only one left: add another before you remove it.")
         del self.heads[name], self.tasks[name], self.config.tasks[name]
+
+    def _make_head(self, name: str, task: Task) -> nn.Module:
+        try:
+            return make_head(task, self.encoder)
+        except ValueError as error:
+            raise ValueError(f"Task {name!r}: {error}") from error
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MaskedLanguageModelingHead):
+            init.zeros_(module.bias)
 
     def _known(self, task: str) -> str:
         if task not in self.tasks:

@@ -51,7 +51,7 @@ class SecondLookMixin:
         with random_numbers_aside(self.args.device, self._seed_of_step()):
             for row, task in enumerate(self.tasks):
                 batches = [self._prepare_inputs(batch[task]) for batch in micro_batches if task in batch]
-                for loss, items in [self._loss_and_items(module, task, batch) for batch in batches]:
+                for loss, items in [self._losses_and_items(module, [task], batch)[task] for batch in batches]:
                     if items > 0:
                         sums[row] += torch.stack([items * loss, items]).cpu()
         if self.args.world_size > 1:

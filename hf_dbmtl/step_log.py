@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -15,7 +16,7 @@ class StepLog:
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[float, int]] = {}
-        self._skipped = 0
+        self._skipped: Counter[str] = Counter()
 
     def add(self, task: str, **values: float) -> None:
         """Adds, for one task and step, numbers by what they are: they will be logged as `what/task`."""
@@ -31,18 +32,20 @@ class StepLog:
             self.add("mean", cosine=cosines.mean().item())
             self.add("min", cosine=cosines.min().item())
 
-    def skip(self) -> None:
-        """Counts a skipped step."""
-        self._skipped += 1
+    def skip(self, task: str) -> None:
+        """Counts a step that was skipped for the sake of a task."""
+        self._skipped[task] += 1
 
     def means(self) -> dict[str, float]:
         """The means so far, by key."""
         return {key: total / count for key, (total, count) in self._sums.items()}
 
     def drain(self) -> dict[str, float]:
-        """[`~StepLog.means`] since the last call, and how many steps were skipped where any was."""
+        """[`~StepLog.means`] since the last call, and how many steps were skipped, in all and by task, where any was."""
         record = self.means()
         if self._skipped:
-            record["skipped_steps"] = self._skipped
-        self.__init__()
+            record["skipped_steps"] = self._skipped.total()
+            record |= {f"skipped/{task}": count for task, count in self._skipped.items()}
+        self._sums.clear()
+        self._skipped.clear()
         return record

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import find_batch_size
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
 from .balancing import Balancer
@@ -24,7 +25,10 @@ from .evaluation import EvaluationMixin
 from .gradients import Gradients, GradientVector, How, TaskGradient, make_gradients, split_parameters
 from .loading import LoadingMixin
 from .model_card import content_from_trainer, create_model_card
+from .parts import PartsMixin, freeze, hold_batch_norm
+from .saving import SavingMixin
 from .second_look import AfterOptimizerStep, SecondLookMixin
+from .skip_limit import SkipLimit
 from .step_log import StepLog
 from .training_args import MultiTaskTrainingArguments
 from .validation import ValidationMixin
@@ -35,7 +39,9 @@ __all__ = ["MultiTaskTrainer"]
 logger = logging.get_logger(__name__)
 
 
-class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, ValidationMixin, Trainer):
+class MultiTaskTrainer(
+    SavingMixin, LoadingMixin, EvaluationMixin, SecondLookMixin, ValidationMixin, PartsMixin, Trainer
+):
     """
     transformers' [`~transformers.Trainer`] for a model that learns several tasks at once: every step computes the loss and
     the gradient of every task, balances the gradients of the shared parameters, and lets each head follow its own.
@@ -71,6 +77,10 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
         balancer (`str` or a `Weighting`, `Aggregator` or `Scalarizer` of TorchJD, *optional*):
             What balances, in place of `args.balancer`, with `args.balancer_kwargs` for options.
 
+        peft_config (`peft.PeftConfig`, *optional*):
+            Adapters to put into the encoder, see [`MultiTaskModel.add_adapter`]: of the encoder these alone are trained, and
+            balanced. Needs `pip install 'hf-dbmtl[peft]'`.
+
     Raises:
         `ValueError`, `TypeError`: for what is known to be wrong before the first step: task names that differ between the
         model, the datasets and the metrics; an empty dataset; labels of the wrong type or outside the range; columns of
@@ -96,6 +106,7 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
         shared_parameters: str | Sequence[str] | nn.Module | None = None,
         validation_dataset: Mapping[str, Dataset] | None = None,
         balancer: str | Any = None,
+        peft_config: Any = None,
     ):
         args = MultiTaskTrainingArguments(output_dir="tmp_trainer") if args is None else args
         if not isinstance(args, MultiTaskTrainingArguments):
@@ -103,11 +114,14 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
         if balancer is not None:
             args = args.with_balancer(balancer)
         check_arguments(args)
-        if optimizers[0] is not None and not args.encoder_lr_multiplier == args.heads_lr_multiplier == 1.0:
+        if optimizers[0] is not None and args.multiplies_learning_rates:
             raise ValueError(
-                "`encoder_lr_multiplier` and `heads_lr_multiplier` are for the optimizer that the Trainer makes. Set the "
+                "`encoder_lr_multiplier`, `heads_lr_multiplier` and `task_lr_multipliers` are for the optimizer that the Trainer makes. Set the "
                 "learning rates in the groups of the optimizer that you pass, or pass `optimizer_cls_and_kwargs` instead."
             )
+        self._peft_config = peft_config
+        if model is not None:
+            self._adapt(model)
         super().__init__(
             model=model,
             args=args,
@@ -130,9 +144,12 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
         self.step_log = StepLog()
         self._micro_batches: list[dict[str, Any]] = []
         self._after_optimizer_step = AfterOptimizerStep()
+        self._skip_limit = SkipLimit()
         self.add_callback(self._after_optimizer_step)
+        self.add_callback(self._skip_limit)
         self._declare_tasks()
-        split_parameters(self.model, shared_parameters)  # raises where nothing is shared
+        freeze(self.model, args)
+        split_parameters(self.model, shared_parameters, args.freeze_encoder)  # raises where nothing is shared
         check_model(self.model, args, self._columns())
         self._set_collators(data_collator)
         self._set_metrics(compute_metrics)
@@ -167,17 +184,18 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
 
         self.balancer.begin(epoch=int(self.state.epoch or 0))
         head_gradients: dict[str, GradientVector] = {}
-        total = 0.0
-        for task, measured in self._task_gradients(model, micro_batches, self.balancer.derivative):
+        loss = 0.0
+        norms = self._logs_this_step()
+        total = None if norms else self.balancer.running_sum(self.gradients.zero()[0])
+        for task, measured in self._task_gradients(model, micro_batches, self.balancer.derivative, norms, total):
             if measured.num_items == 0:
                 continue  # absent: not in the sum, its memory unmoved, its head without a gradient
-            if not measured.is_finite:
+            finite = measured.is_finite and self.balancer.take(task, measured.loss, measured.shared, measured.norm)
+            if not finite:
                 return self._skip_step(task, measured)
-            total += self.balancer.task_weight(task) * measured.loss
+            loss += self.balancer.task_weight(task) * measured.loss
             head_gradients[task] = measured.heads
-            self.step_log.add(task, loss=measured.loss, grad_norm=measured.norm)
-            self.balancer.take(task, measured.loss, measured.shared)
-            del measured  # else its tensors would live on beside those of the next task
+            self.step_log.add(task, loss=measured.loss, **({"grad_norm": measured.norm} if norms else {}))
         if self.balancer.validates and head_gradients:
             self._tune_on_validation(model, head_gradients)
         balanced = self.balancer.balance()
@@ -188,10 +206,15 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
         self.step_log.add_weights(balanced.weights, balanced.cosines)
         if self.balancer.looks_again:
             self._after_optimizer_step.pending = partial(self._look_again, model, micro_batches)
-        return torch.tensor(total, device=self.args.device)
+        return torch.tensor(loss, device=self.args.device)
 
     def _task_gradients(
-        self, model: nn.Module, micro_batches: list[dict[str, Any]], derivative: Callable[[str, Tensor], Tensor]
+        self,
+        model: nn.Module,
+        micro_batches: list[dict[str, Any]],
+        derivative: Callable[[str, Tensor], Tensor],
+        norms: bool = True,
+        total: GradientVector | None = None,
     ) -> Iterator[tuple[str, TaskGradient]]:
         """The loss and gradient of one task after the other, over all micro-batches."""
 
@@ -201,22 +224,27 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
         # not through DDP's own forward, which would exchange buffers as often as this process happens to have a batch
         module = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
         how = How(
-            forward=partial(self._loss_and_items, module),
+            forward=partial(self._losses_and_items, module),
             backward=self.accelerator.backward,
             derivative=derivative,
             loss_scale=self._loss_scale(),
+            norms=norms,
+            total=total,
         )
         with self.accelerator.no_sync(model):
-            yield from self.gradients.each(list(self.tasks), batches, how)
+            yield from self.gradients.each({task: [task] for task in self.tasks}, batches, how)
 
-    def _loss_and_items(self, model: nn.Module, task: str, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The mean loss of a task on a batch, and the number of items it is the mean over."""
+    def _losses_and_items(
+        self, model: nn.Module, tasks: Sequence[str], batch: dict[str, Any]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """The mean loss on a batch of the tasks that share it, and the number of items it is the mean over, by task."""
+        (task,) = tasks
         with self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, {**batch, "task": task}, return_outputs=True)
         items = self._num_items(outputs, batch)
         check_measured(self.model, task, loss, items)
         loss = loss.to(torch.promote_types(loss.dtype, torch.float32))
-        return loss, torch.as_tensor(items, dtype=loss.dtype, device=loss.device)
+        return {task: (loss, torch.as_tensor(items, dtype=loss.dtype, device=loss.device))}
 
     def compute_loss(
         self,
@@ -247,10 +275,18 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
                 "data or lower the learning rate, or go on past such steps with `non_finite_strategy='skip'`."
             )
         logger.warning(f"Step {step} is skipped: the {what} of task '{task}' is not finite.")
-        self.step_log.skip()
+        self.step_log.skip(task)
+        self._skip_limit.skip(task)
         self.balancer.begin()
         self.gradients.skip(scaled=self.accelerator.scaler is not None)
         return torch.tensor(math.nan, device=self.args.device)
+
+    def _logs_this_step(self) -> bool:
+        """Whether a record may be logged at the end of the step, with the norms of the tasks' gradients in this step."""
+        step = self.state.global_step + 1
+        if self.args.logging_strategy == IntervalStrategy.STEPS:
+            return step % self.state.logging_steps == 0 or (self.args.logging_first_step and step == 1)
+        return self.args.logging_strategy != IntervalStrategy.NO
 
     def _loss_scale(self) -> float:
         scaler = self.accelerator.scaler
@@ -259,6 +295,8 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
     def _enter_training_mode(self, model: nn.Module) -> None:
         """What the stock step does before its forward pass."""
         model.train()
+        if self.args.freeze_batch_norm:
+            hold_batch_norm(model)
         if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers
             self.optimizer.train()
         every = self.args.torch_empty_cache_steps
@@ -280,25 +318,13 @@ class MultiTaskTrainer(LoadingMixin, EvaluationMixin, SecondLookMixin, Validatio
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if fresh or self.balancer is None:
-            self.gradients = make_gradients(*split_parameters(self.model, self.shared_parameters))
+            self.gradients = make_gradients(
+                *split_parameters(self.model, self.shared_parameters, self.args.freeze_encoder)
+            )
             self.balancer = self.args.make_balancer().setup(list(self.tasks), self.args.seed)
         if fresh:
             self._multiply_learning_rates(optimizer)
         return optimizer
-
-    def _multiply_learning_rates(self, optimizer: torch.optim.Optimizer) -> None:
-        """Splits the optimizer's groups into encoder and heads where their learning rates differ."""
-        encoder, heads = self.args.encoder_lr_multiplier, self.args.heads_lr_multiplier
-        if encoder == heads == 1.0:
-            return
-        shared = set(self.gradients.shared.values())
-        groups = []
-        for group in optimizer.param_groups:
-            for multiplier, inside in ((encoder, True), (heads, False)):
-                params = [parameter for parameter in group["params"] if (parameter in shared) == inside]
-                if params:
-                    groups.append({**group, "params": params, "lr": group["lr"] * multiplier})
-        optimizer.param_groups[:] = groups
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from .balancing import describe_balancer, make_balancer
+from .balancing import Balancer, describe_balancer, make_balancer
 
 
 __all__ = ["MultiTaskTrainingArguments"]
@@ -54,15 +54,28 @@ class MultiTaskTrainingArguments(TrainingArguments):
             The learning rate of the shared parameters, as a multiple of `learning_rate`.
         heads_lr_multiplier (`float`, *optional*, defaults to 1.0):
             The learning rate of the heads, as a multiple of `learning_rate`.
+        task_lr_multipliers (`dict` or `str`, *optional*):
+            The learning rate of single heads by task, as a further multiple (JSON on the command line).
+        freeze_encoder (`bool`, *optional*, defaults to `False`):
+            Train the heads alone.
+        freeze_layers (`int`, *optional*, defaults to 0):
+            Train neither the embeddings nor that many of the encoder's layers (of its stages, where it has these), from
+            below. Anything else is frozen by `requires_grad_(False)` before the Trainer is made.
+        freeze_batch_norm (`bool`, *optional*, defaults to `False`):
+            Keep the statistics and the parameters of BatchNorm layers as they are.
         non_finite_strategy (`str`, *optional*, defaults to `"skip"`):
             What happens when the loss or a gradient of a task is NaN or infinite: the step is skipped with a warning
             (`"skip"`), or training ends with an error (`"raise"`). Neither lets it into the parameters or the memory.
+        max_skipped_steps (`int`, *optional*, defaults to 100):
+            After so many skipped steps in a row a checkpoint is saved and training ends with an error. `None` for never.
+            (A gradient scaler skips a few while it looks for its scale.)
     """
 
     _VALID_DICT_FIELDS = [
         *TrainingArguments._VALID_DICT_FIELDS,
         "balancer_kwargs",
         "per_task_batch_size",
+        "task_lr_multipliers",
         "task_weights",
     ]
 
@@ -122,6 +135,17 @@ class MultiTaskTrainingArguments(TrainingArguments):
     heads_lr_multiplier: float = field(
         default=1.0, metadata={"help": "The learning rate of the heads, as a multiple of learning_rate."}
     )
+    task_lr_multipliers: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "A further multiple of the learning rate of single heads as JSON, e.g. '{\"mrpc\": 10.0}'."},
+    )
+    freeze_encoder: bool = field(default=False, metadata={"help": "Train the heads alone."})
+    freeze_layers: int = field(
+        default=0, metadata={"help": "Train neither the embeddings nor that many of the encoder's first layers."}
+    )
+    freeze_batch_norm: bool = field(
+        default=False, metadata={"help": "Keep the statistics and the parameters of BatchNorm layers as they are."}
+    )
     non_finite_strategy: str = field(
         default="skip",
         metadata={
@@ -129,9 +153,14 @@ class MultiTaskTrainingArguments(TrainingArguments):
             "choices": NON_FINITE_STRATEGIES,
         },
     )
+    max_skipped_steps: int | None = field(
+        default=100,
+        metadata={"help": "Save and end with an error after so many skipped steps in a row; null for never."},
+    )
 
     def __post_init__(self) -> None:
-        for name in ("balancer_kwargs", "per_task_batch_size", "task_weights"):
+        dictionaries = ("balancer_kwargs", "per_task_batch_size", "task_lr_multipliers", "task_weights")
+        for name in dictionaries:
             _check_json(name, getattr(self, name))
         super().__post_init__()
         for name, choices in (
@@ -143,18 +172,32 @@ class MultiTaskTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must be one of {list(choices)}, and is {getattr(self, name)!r}.")
         for name in ("mixing_temperature", "encoder_lr_multiplier", "heads_lr_multiplier"):
             _number(name, getattr(self, name), zero=name != "mixing_temperature")
-        for name in ("balancer_kwargs", "per_task_batch_size", "task_weights"):
+        for name in dictionaries:
             value = getattr(self, name)
             if value is not None and not isinstance(value, Mapping):
                 raise ValueError(f"`{name}` must be a dictionary (JSON on the command line), and is {value!r}.")
-        for task, weight in (self.task_weights or {}).items():
-            _number(f"task_weights['{task}']", weight, zero=True)
+        for name in ("task_weights", "task_lr_multipliers"):
+            for task, number in (getattr(self, name) or {}).items():
+                _number(f"{name}['{task}']", number, zero=True)
+        for name in ("freeze_encoder", "freeze_batch_norm"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` must be True or False, and is {getattr(self, name)!r}.")
+        if type(self.freeze_layers) is not int or self.freeze_layers < 0:
+            raise ValueError(f"`freeze_layers` must be a number of layers, and is {self.freeze_layers!r}.")
         for task, rows in (self.per_task_batch_size or {}).items():
             if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
                 raise ValueError(
                     f"`per_task_batch_size['{task}']` must be a whole number of 1 or more, and is {rows!r}."
                 )
+        limit = self.max_skipped_steps
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise ValueError(f"`max_skipped_steps` must be a whole number of 1 or more, or None, and is {limit!r}.")
         self._check_balancer()
+
+    @property
+    def multiplies_learning_rates(self) -> bool:
+        """Whether parts of the model have learning rates of their own."""
+        return not self.encoder_lr_multiplier == self.heads_lr_multiplier == 1.0 or bool(self.task_lr_multipliers)
 
     def _check_balancer(self) -> None:
         """An unknown name or option, or an object that cannot be saved, is an error here, not when a run is under way."""
@@ -173,7 +216,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
         """The arguments as they go into JSON and to trackers: an object of TorchJD as its description."""
         return super().to_dict() | {"balancer": describe_balancer(self.balancer)}
 
-    def make_balancer(self):
+    def make_balancer(self) -> Balancer:
         """Makes the balancer that these arguments describe, see [`~hf_dbmtl.balancing.make_balancer`]."""
         return make_balancer(self.balancer, self.balancer_kwargs, self.task_weights)
 

@@ -12,6 +12,7 @@ from test_layout import FixedBatches
 from transformers import TrainerCallback
 
 from hf_dbmtl import MultiTaskTrainer
+from hf_dbmtl.balancing import Balancer
 from hf_dbmtl.gradients import TaskGradient
 
 
@@ -97,10 +98,12 @@ def test_the_run_can_end_instead(tmp_path: Path) -> None:
 
 
 def test_poison_would_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control: without the check the same run ends with NaN in its parameters."""
-
-    trainer = Poisoned(model=tiny_model(), args=arguments(tmp_path), train_dataset=tiny_data(rows=24))
+    """The control: without the checks the same run ends with NaN in its parameters."""
+    take = Balancer.take
+    args = arguments(tmp_path, balancer="max_norm")
+    trainer = Poisoned(model=tiny_model(), args=args, train_dataset=tiny_data(rows=24))
     monkeypatch.setattr(TaskGradient, "is_finite", True)
+    monkeypatch.setattr(Balancer, "take", lambda *args: take(*args) or True)
     trainer.train()
     assert not torch.isfinite(flat(trainer.model.parameters())).all()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,17 +62,22 @@ def test_layouts_agree(name: str, dtype: torch.dtype, bound: float, tmp_path: Pa
 class MeanOfLogs(LocalGradients):
     """The mistake to be caught: the gradient of the mean over micro-batches of each one's log loss."""
 
-    def measure(self, task, batches, *args, **kwargs):
-        parts = [super(MeanOfLogs, self).measure(task, [batch], *args, **kwargs) for batch in batches]
-        parts = [part for part in parts if part.num_items]
-        first = parts[0]
-        for part in parts[1:]:
-            first.shared.add_(part.shared)
-            first.heads.add_(part.heads)
-        first.shared.mul_(1 / len(parts))
-        first.heads.mul_(1 / len(parts))
-        first.norm = first.shared.norm()
-        return first
+    def each(self, units, batches, how):
+        how = replace(how, total=None)
+        for unit, (task,) in ((unit, tasks) for unit, tasks in units.items()):
+            parts = []
+            for batch in batches(unit):
+                for _, part in super().each({unit: [task]}, lambda unit, batch=batch: [batch], how):
+                    part.shared = part.shared.take()
+                    parts += [part] if part.num_items else []
+            first = parts[0]
+            for part in parts[1:]:
+                first.shared.add_(part.shared)
+                first.heads.add_(part.heads)
+            first.shared.mul_(1 / len(parts))
+            first.heads.mul_(1 / len(parts))
+            first.norm = first.shared.norm()
+            yield task, first
 
 
 class MeanOfMeans(MeanOfLogs):

@@ -69,8 +69,8 @@ ENCODERS = {
     "deberta": (DebertaV2Config(**TEXT, relative_attention=True, pos_att_type=["p2c", "c2p"]), "mean"),
     "modernbert": (ModernBertConfig(**TEXT, **SPECIAL), "mean"),
     "t5": (T5Config(**T5), "mean"),
-    "gpt2": (GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2), "mean"),
-    "llama": (LlamaConfig(**TEXT), "mean"),
+    "gpt2": (GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2), "last"),
+    "llama": (LlamaConfig(**TEXT), "last"),
     "vit": (
         ViTConfig(
             hidden_size=16,
@@ -309,11 +309,13 @@ def test_the_pooling_follows_encoder_and_tokenizer(tmp_path):
     assert make_model("distilbert", processing_class=tokenizer).config.pooling == "cls"
     assert make_model("bert", processing_class=tokenizer).config.pooling == "pooler"
     assert make_model("bert", processing_class=tokenizer, pooling="last").config.pooling == "last"
-    for name, pooling in (("gpt2", "mean"), ("llama", "mean"), ("distilbert", "cls")):
+    for name, pooling in (("gpt2", "last"), ("llama", "last"), ("modernbert", "mean"), ("distilbert", "cls")):
         make_encoder(name).save_pretrained(tmp_path / name)
         assert MultiTaskModel.from_encoder(str(tmp_path / name), TASKS).config.pooling == pooling
-    tokenizer.save_pretrained(tmp_path / "gpt2")  # what lies beside the encoder decides, not its type
-    assert MultiTaskModel.from_encoder(tmp_path / "gpt2", TASKS).config.pooling == "cls"
+    tokenizer.save_pretrained(tmp_path / "modernbert")  # what lies beside the encoder decides, not its type
+    assert MultiTaskModel.from_encoder(tmp_path / "modernbert", TASKS).config.pooling == "cls"
+    # but for decoders, whose first token has seen nothing
+    assert make_model("gpt2", processing_class=tokenizer).config.pooling == "last"
     bare = BertModel(BertConfig(**TEXT), add_pooling_layer=False)
     assert MultiTaskModel.from_encoder(bare, TASKS).config.pooling == "mean"
 

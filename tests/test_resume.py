@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_dbmtl import MultiTaskTrainer
 from hf_dbmtl.checkpoint import BALANCER_NAME
+from hf_dbmtl.manifest import MANIFEST_NAME
 
 
 STEPS = 6  # two epochs of three
@@ -49,6 +50,12 @@ def state_of(trainer: MultiTaskTrainer) -> dict[str, torch.Tensor]:
     state["learning rate"] = torch.tensor(trainer.lr_scheduler.get_last_lr())
     state["random numbers"] = torch.get_rng_state()
     return state
+
+
+def to_change(checkpoint: Path) -> Path:
+    """The balancer's file of a checkpoint that is to be changed on purpose, which would otherwise be told as damage."""
+    (checkpoint / MANIFEST_NAME).unlink()
+    return checkpoint / BALANCER_NAME
 
 
 def losses_of(trainer: MultiTaskTrainer) -> list[tuple]:
@@ -100,7 +107,7 @@ def test_resume_of_the_loss_side(balancer: str, tmp_path: Path) -> None:
         resumed = run(tmp_path / f"from-{step}", tmp_path / "whole" / f"checkpoint-{step}", model_seed=1, **options)
         assert losses_of(resumed) == losses_of(whole), f"resumed after step {step}"
         assert same(state_of(resumed), state_of(whole)), f"resumed after step {step}"
-    path = tmp_path / "whole" / f"checkpoint-{after[0]}" / BALANCER_NAME  # the control: begun anew it is another run
+    path = to_change(tmp_path / "whole" / f"checkpoint-{after[0]}")  # the control: begun anew it is another run
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     save_file(
@@ -113,7 +120,7 @@ def test_resume_of_the_loss_side(balancer: str, tmp_path: Path) -> None:
 def test_a_lost_memory_would_show(tmp_path: Path) -> None:
     """The control: with averages that begin anew the same comparison fails."""
     whole = run(tmp_path / "whole")
-    path = tmp_path / "whole" / "checkpoint-4" / BALANCER_NAME
+    path = to_change(tmp_path / "whole" / "checkpoint-4")
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     save_file({name: torch.zeros_like(value) for name, value in load_file(path).items()}, path, metadata)
@@ -123,7 +130,7 @@ def test_a_lost_memory_would_show(tmp_path: Path) -> None:
 
 def test_the_counter_is_kept(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole")
-    path = tmp_path / "whole" / "checkpoint-4" / BALANCER_NAME
+    path = to_change(tmp_path / "whole" / "checkpoint-4")
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     assert metadata["steps"] == "4"
@@ -137,7 +144,7 @@ def test_checkpoint_is_in_logical_form(tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "whole" / f"checkpoint-{STEPS}" / BALANCER_NAME)
     names = list(trainer.gradients.shared)
     for task, row in trainer.balancer.memory.rows.items():
-        for name, value in zip(names, row.tensors):
+        for name, value in zip(names, trainer.gradients.full(row)):
             if value is not None:
                 assert torch.equal(tensors.pop(f"vectors/memory/ema/{task}/{name}/0"), value)
     assert not tensors
@@ -146,14 +153,14 @@ def test_checkpoint_is_in_logical_form(tmp_path: Path) -> None:
 
 def test_checkpoint_of_the_stock_trainer_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "whole")
-    (tmp_path / "whole" / "checkpoint-2" / BALANCER_NAME).unlink()
+    to_change(tmp_path / "whole" / "checkpoint-2").unlink()
     with pytest.raises(ValueError, match="would silently begin anew"):
         run(tmp_path / "resumed", tmp_path / "whole" / "checkpoint-2")
 
 
 def test_checkpoint_of_another_encoder_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "whole")
-    path = tmp_path / "whole" / "checkpoint-2" / BALANCER_NAME
+    path = to_change(tmp_path / "whole" / "checkpoint-2")
     tensors = load_file(path)
     tensors["vectors/memory/ema/score/encoder.other.weight/0"] = torch.zeros(2)
     with safe_open(path, "pt") as file:

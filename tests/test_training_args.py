@@ -125,11 +125,45 @@ def heads_lr_multiplier(folder: Path, plain: Seeing) -> None:
 
 
 @own
+def task_lr_multipliers(folder: Path, plain: Seeing) -> None:
+    way = moved(run(folder, max_steps=1))
+    faster = moved(run(folder, max_steps=1, task_lr_multipliers='{"topic": 3.0}'))
+    assert faster["heads.topic"] == pytest.approx(3 * way["heads.topic"], rel=1e-3)
+    assert faster["heads.score"] == way["heads.score"] and faster["encoder"] == way["encoder"]
+
+
+@own
+def freeze_encoder(folder: Path, plain: Seeing) -> None:
+    way, frozen = moved(plain), moved(run(folder, freeze_encoder=True))
+    assert frozen["encoder"] == 0 < way["encoder"] and frozen["heads.topic"] > 0
+
+
+@own
+def freeze_layers(folder: Path, plain: Seeing) -> None:
+    ways = [moved(run(folder, max_steps=1, freeze_layers=count))["encoder"] for count in (0, 1, 2)]
+    assert ways[0] > ways[1] > ways[2] == 0  # of a BERT with two layers, whose pooler no head looks at
+
+
+@own
+def freeze_batch_norm(folder: Path, plain: Seeing) -> None:
+    assert torch.equal(weights(run(folder, freeze_batch_norm=True)), weights(plain))  # there is none: see the ResNet
+
+
+@own
 def non_finite_strategy(folder: Path, plain: Seeing) -> None:
     kind = type("Poisoned", (Seeing,), {"poison": math.nan})
     assert torch.isfinite(weights(run(folder, kind=kind))).all()
     with pytest.raises(FloatingPointError, match="Task 'topic'"):
         run(folder, kind=kind, non_finite_strategy="raise")
+
+
+@own
+def max_skipped_steps(folder: Path, plain: Seeing) -> None:
+    kind = type("Poisoned", (Seeing,), {"poison": math.nan})
+    assert run(folder, kind=kind, max_skipped_steps=2).state.global_step == plain.state.global_step
+    with pytest.raises(FloatingPointError, match="Task 'topic'.* 1 steps in a row were skipped"):
+        run(folder, kind=kind, max_skipped_steps=1)
+    assert (folder / "checkpoint-1").is_dir()
 
 
 WRONG: dict[str, list[tuple[object, str]]] = {
@@ -164,7 +198,21 @@ WRONG: dict[str, list[tuple[object, str]]] = {
     ],
     "encoder_lr_multiplier": [(-1.0, "`encoder_lr_multiplier` must be a number of 0 or more")],
     "heads_lr_multiplier": [(None, "`heads_lr_multiplier` must be a number of 0 or more")],
+    "task_lr_multipliers": [
+        ({"score": -1.0}, r"`task_lr_multipliers\['score'\]` must be a number of 0 or more, and is -1.0"),
+        ({"scores": 1.0}, "`task_lr_multipliers` names a task 'scores', .* did you mean 'score'"),
+    ],
+    "freeze_encoder": [("yes", "`freeze_encoder` must be True or False, and is 'yes'")],
+    "freeze_layers": [
+        (-1, "`freeze_layers` must be a number of layers, and is -1"),
+        (9, r"`freeze_layers` is 9, and the encoder \(BertModel\) has 2 layers"),
+    ],
+    "freeze_batch_norm": [(1, "`freeze_batch_norm` must be True or False, and is 1")],
     "non_finite_strategy": [("ignore", "`non_finite_strategy` must be one of .* is 'ignore'")],
+    "max_skipped_steps": [
+        (value, f"`max_skipped_steps` must be a whole number of 1 or more, or None, and is {value!r}")
+        for value in (0, -1, 2.5, True)
+    ],
 }
 
 
@@ -211,7 +259,12 @@ def test_the_command_line(tmp_path: Path) -> None:
         "task_weights": {"mrpc": 2.0, "stsb": 0.5},
         "encoder_lr_multiplier": 0.5,
         "heads_lr_multiplier": 2.0,
+        "task_lr_multipliers": {"mrpc": 10.0},
+        "freeze_encoder": True,
+        "freeze_layers": 2,
+        "freeze_batch_norm": True,
         "non_finite_strategy": "raise",
+        "max_skipped_steps": 7,
     }
     assert given.keys() == OWN
     words = [f"--output_dir={tmp_path}"]

@@ -432,7 +432,7 @@ def test_what_nobody_reaches_does_not_move(balancer: str, tmp_path: Path) -> Non
     if balancer == "db_mtl":
         names = list(trainer.gradients.shared)
         for task, row in trainer.balancer.memory.rows.items():
-            kept = {name for name, tensor in zip(names, row.tensors) if tensor is not None}
+            kept = {name for name, tensor in zip(names, trainer.gradients.full(row)) if tensor is not None}
             assert kept == {*TRUNK, *(("only.weight", "only.bias") if task == "size" else ())}
     trainer, _ = run(Spare(), options_of(tmp_path, **options), data_of(), kind=ZeroFilled)
     moved = {name for name, parameter in trainer.model.named_parameters() if not torch.equal(parameter, initial[name])}
@@ -489,8 +489,8 @@ def test_task_weights_multiply_after_balancing(name: str, task_weights: dict[str
     expected, model = by_hand(Net(), data, TRUNK, task_weights=task_weights, **BY_HAND[name])
     args = options_of(tmp_path, balancer=name, task_weights=task_weights or None)
     trainer, found = run(Net(), args, data)
-    assert distance(found, expected) < 1e-12
-    assert distance(*([dict(one.named_parameters())] for one in (trainer.model, model))) < 1e-12
+    assert distance(found, expected) < 1e-10
+    assert distance(*([dict(one.named_parameters())] for one in (trainer.model, model))) < 1e-10
     records = [record for record in trainer.state.log_history if "loss" in record]
     for record in records:  # `loss/...` is the loss as it is, the weight carries the user's
         raw = {task: record[f"loss/{task}"] for task in data}

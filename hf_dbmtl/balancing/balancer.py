@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,6 +74,7 @@ class Balancer:
         self.task_weights = dict(task_weights or {})
         self.steps = 0
         self.epoch = 0
+        self._update: Vector | None = None  # what the last step came to; its memory serves the next one
         self.begin()
 
     def setup(self, tasks: Sequence[str], seed: int = 0) -> Balancer:
@@ -84,7 +86,7 @@ class Balancer:
     def begin(self, epoch: int | None = None) -> None:
         """Starts a step, in `epoch` (from 0; by default that of the last step)."""
         self.epoch = self.epoch if epoch is None else epoch
-        self._sum: Vector | None = None
+        self._started = False  # whether `_update` holds the running sum of this step
         self._rows: dict[str, Vector] = {}
         self._norms: dict[str, float] = {}
         self._losses: dict[str, float] = {}
@@ -95,7 +97,7 @@ class Balancer:
         """The factor on the gradient of `loss` (`torch.Tensor` of shape `()`), see [`LossTransform.derivative`]."""
         return self.transform.derivative(task, loss)
 
-    def take(self, task: str, loss: float, gradient: Vector) -> None:
+    def take(self, task: str, loss: float, gradient: Vector, norm: float | None = None) -> bool:
         """
         Takes in what a task present in the step contributes.
 
@@ -105,22 +107,31 @@ class Balancer:
             loss (`float`):
                 Its mean loss over the step, as it is (not transformed).
             gradient (`Vector`):
-                Its finite gradient, the transform's derivative applied. It is given away: this method may overwrite it.
+                Its gradient, the transform's derivative applied. It is lent: this method may overwrite it, and takes
+                what it wants to keep.
+            norm (`float`, *optional*):
+                The norm of `gradient`, where it is known already.
+
+        Returns:
+            `bool`: whether the gradient is finite. If not, the step cannot go on, and nothing remembers it.
         """
         self.transform.check(task, loss)
         self._rescale(self.transform.rescale(task, loss))
         self._losses[task], self._late[task] = loss, 1.0
-        if not self._waits:
-            gradient = self._remember(task, gradient)
-        if self._streams:
-            self._add(task, gradient)
+        if self.memory is not None and not self._waits:
+            self._rows[task], self._norms[task] = self.memory.update(task, gradient, self.steps + 1)
         else:
-            self._rows[task] = gradient
+            self._norms[task] = gradient.norm() if norm is None else norm
+            if self._streams:
+                self._add(task, gradient)
+            else:
+                self._rows[task] = gradient.take()
+        return math.isfinite(self._norms[task])
 
     @property
     def _streams(self) -> bool:
-        """Whether a gradient can be added to the running sum as it comes, and need not be kept to the end of the step."""
-        return isinstance(self.weighting, NormWeighting) and not self._waits
+        """Whether a gradient can be added to the running sum as it comes, and is not kept to the end of the step anyway."""
+        return isinstance(self.weighting, NormWeighting) and self.memory is None and not self._waits
 
     @property
     def _waits(self) -> bool:
@@ -128,25 +139,35 @@ class Balancer:
         simple = self.memory is None and isinstance(self.weighting, Equal)
         return self.validates or self.transform.entangled or (self.transform.coupled and not simple)
 
+    def running_sum(self, like: Vector) -> Vector | None:
+        """
+        Where the update is the plain sum of the gradients: a vector whose memory may be overwritten with it while the
+        gradients are made, so that the first of them given to `take` is the sum itself, and the others are zero.
+        """
+        plain = isinstance(self.weighting, Equal) and self._streams and not self.transform.coupled
+        if not plain or any(weight != 1.0 for weight in self.task_weights.values()):
+            return None
+        self._update = self._room(like)
+        return self._update
+
     def _rescale(self, factor: float) -> None:
         if factor != 1.0:
             self._late = {task: late * factor for task, late in self._late.items()}
-            if self._sum is not None:
-                self._sum.mul_(factor)
-
-    def _remember(self, task: str, gradient: Vector) -> Vector:
-        return gradient if self.memory is None else self.memory.update(task, gradient, self.steps + 1)
+            if self._started:
+                self._update.mul_(factor)
 
     def _add(self, task: str, gradient: Vector) -> None:
         """Adds a gradient to the running sum, which stands for all of them where the norms suffice."""
-        norm = self._norms[task] = gradient.norm()
-        unit = self.weighting.unit(norm, task) * self.task_weight(task)
-        if self._sum is not None:
-            self._sum.add_(gradient, unit)
-        elif self.memory is not None:
-            self._sum = gradient.new_zero().add_(gradient, unit)
+        unit = self.weighting.unit(self._norms[task], task) * self.task_weight(task)
+        if self._started:
+            self._update.add_(gradient, unit)
         else:
-            self._sum = gradient.mul_(unit)
+            self._update = self._room(gradient).swap_(gradient.mul_(unit))
+            self._started = True
+
+    def _room(self, like: Vector) -> Vector:
+        """A vector whose memory may be overwritten: that of the last update, where there was one."""
+        return like.new_zero() if self._update is None else self._update
 
     def balance(self) -> Balanced:
         """Ends the step: the update and the weights, and the step counts as balanced."""
@@ -156,10 +177,12 @@ class Balancer:
         self._late = {task: late * self.transform.late(task) for task, late in self._late.items()}
         if self._waits:
             for task, row in self._rows.items():
-                self._rows[task] = self._remember(task, row.mul_(common * self._late[task]))
+                row.mul_(common * self._late[task])
+                if self.memory is None:
+                    self._norms[task] *= abs(common * self._late[task])
+                else:
+                    self._rows[task], self._norms[task] = self.memory.update(task, row, self.steps + 1)
         if isinstance(self.weighting, NormWeighting):
-            for task, row in self._rows.items():
-                self._add(task, row)
             balanced = self._by_norms()
         elif isinstance(self.weighting, GramianWeighting):
             balanced = self._by_gramian()
@@ -182,7 +205,17 @@ class Balancer:
         weights = {
             task: scale * self.weighting.unit(norm, task) * self.task_weight(task) for task, norm in self._norms.items()
         }
-        return Balanced(self._sum.mul_(scale), weights)
+        if self._streams:
+            return Balanced(self._update.mul_(scale), weights)
+        return Balanced(self._weighted_sum(weights), weights)
+
+    def _weighted_sum(self, weights: Mapping[str, float]) -> Vector:
+        first, *others = self._rows
+        update = self._room(self._rows[first]).set_(self._rows[first], weights[first])
+        for task in others:
+            update.add_(self._rows[task], weights[task])
+        self._update = update
+        return update
 
     def _by_gramian(self) -> Balanced:
         first, *others = self._rows.values()
@@ -191,9 +224,7 @@ class Balancer:
         self._norms = dict(zip(self._rows, norms.tolist()))
         found = self.weighting.weights(gramian, list(self._rows), list(self._losses.values()), self.steps + 1)
         weights = {task: weight * self.task_weight(task) for task, weight in zip(self._rows, found.tolist())}
-        update = first.new_zero()
-        for task, row in self._rows.items():
-            update.add_(row, weights[task])
+        update = self._weighted_sum(weights)
         pairs = torch.triu_indices(len(norms), len(norms), 1)
         cosines = (gramian / (norms[:, None] * norms).clamp(min=torch.finfo(gramian.dtype).tiny))[pairs[0], pairs[1]]
         return Balanced(update, weights, cosines=cosines if len(cosines) else None)

@@ -14,6 +14,7 @@ Each part is one of the three independent choices that make a method, so that th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
 from typing import TypeVar
@@ -93,13 +94,22 @@ class EMA(Part):
         self.dtype = ema_dtype
         self.rows: dict[str, Vector] = {}
 
-    def update(self, task: str, gradient: V, step: int) -> V:
-        """Takes a finite `gradient` of the `task` in, at balanced step `step` (from 1), and returns the average."""
+    def update(self, task: str, gradient: V, step: int) -> tuple[V, float]:
+        """
+        Takes the `gradient` of the `task` in, at balanced step `step` (from 1), unless it is not finite. It is used up: the
+        average is formed in its place, and the two change places.
+
+        Returns:
+            `tuple[V, float]`: the average and its norm. Where the norm is not finite the average stays as it was.
+        """
         row = self.rows.get(task)
         if row is None:
             row = self.rows[task] = gradient.new_zero(self.dtype)
-        row.lerp_(gradient, 1.0 - self.beta / step**self.decay)
-        return row
+        norm = gradient.lerp_(row, self.beta / step**self.decay).norm()
+        if math.isfinite(norm):
+            row.hold_(gradient)
+            norm = norm if self.dtype is None else row.norm()
+        return row, norm
 
     def vectors(self) -> dict[str, dict[str, Vector]]:
         return {"ema": dict(self.rows)}

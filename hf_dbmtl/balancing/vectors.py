@@ -32,6 +32,18 @@ class Vector(Protocol):
 
     def new_zero(self: V, dtype: torch.dtype | None = None) -> V: ...
 
+    def take(self: V) -> V:
+        """This vector for keeps, where it was only lent. It is empty afterwards."""
+
+    def swap_(self: V, other: V) -> V:
+        """Exchanges the entries with `other`."""
+
+    def hold_(self: V, other: V) -> V:
+        """Becomes what `other` is, which is used up."""
+
+    def set_(self: V, other: V, alpha: float = 1.0) -> V:
+        """Becomes `alpha` times `other`, in the memory that this vector has."""
+
     def mul_(self: V, factor: float) -> V: ...
 
     def add_(self: V, other: V, alpha: float = 1.0) -> V: ...

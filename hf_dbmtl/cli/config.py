@@ -218,5 +218,5 @@ def _training_arguments(values: dict[str, Any], path: str) -> MultiTaskTrainingA
         values.setdefault("logging_steps", LOGGING_STEPS)
     try:
         return MultiTaskTrainingArguments(**values)
-    except (TypeError, ValueError, ImportError) as error:
+    except (TypeError, ValueError, ImportError, OSError) as error:  # some settings may name a file of their own
         raise CommandError(f"{path}: {error}") from error

@@ -10,12 +10,11 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_dbmtl_cli import CommandError
 
+from ..encoding import encode_words
 from .labels import LabelReader
 
 
 __all__ = ["encode"]
-
-MISSING = -100
 
 
 def encode(
@@ -68,10 +67,7 @@ def _encode_texts(
 def _encode_words(
     rows: Mapping[str, list], tokenizer: Any, text: list[str], reader: LabelReader, max_length: int | None
 ) -> dict[str, list]:
-    """
-    Tokenizes the words as the text they make, so that a token is what it will be in raw text, whatever the tokenizer.
-    The first token of a word carries its label, the others none.
-    """
+    """The first token of a word carries its label, the others none."""
     (column,) = text
     sentences = [_words(value, column, reader.name) for value in rows[column]]
     by_word = reader(rows)
@@ -81,14 +77,9 @@ def _encode_words(
                 f"Task '{reader.name}': a row has {len(words)} words and {len(labels)} labels, every word needs one:"
                 f" {' '.join(words)[:80]!r}."
             )
-    batch = tokenizer(
-        [" ".join(words) for words in sentences],
-        truncation=max_length is not None,
-        max_length=max_length,
-        return_offsets_mapping=True,
+    return encode_words(
+        {"words": sentences, "labels": [row or None for row in by_word]}, tokenizer, "words", "labels", max_length
     )
-    spans = batch.pop("offset_mapping")
-    return {**batch, "labels": [_align(*row) for row in zip(sentences, by_word, spans)]}
 
 
 def _words(value: Any, column: str, task: str) -> list[str]:
@@ -99,17 +90,3 @@ def _words(value: Any, column: str, task: str) -> list[str]:
             f"and holds {value!r}."
         )
     return words
-
-
-def _align(words: Sequence[str], labels: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[int]:
-    """The label of every token: that of the word its last character is in, where it is the word's first token."""
-    word_at: list[int | None] = []
-    for index, word in enumerate(words):
-        word_at += [index] * len(word) + [None]  # the space behind it
-    aligned, last = [], None
-    for start, end in spans:
-        word = word_at[end - 1] if end > start else None
-        first = word is not None and word != last
-        aligned.append(labels[word] if first and labels else MISSING)
-        last = last if word is None else word
-    return aligned

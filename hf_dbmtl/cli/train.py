@@ -18,6 +18,7 @@ from ..callbacks import MultiTaskProgressCallback, PlotCallback
 from ..configuration import MultiTaskConfig
 from ..metrics import main_metric
 from ..modeling import MultiTaskModel
+from ..preemption import PreemptionCallback
 from ..trainer import MultiTaskTrainer
 from ..training_args import MultiTaskTrainingArguments
 from .config import read_config, run_settings, training_settings
@@ -126,7 +127,7 @@ def _make_trainer(
             train_dataset=data.train,
             eval_dataset=data.eval or None,
             processing_class=tokenizer,
-            callbacks=[PlotCallback()],
+            callbacks=[PlotCallback(), PreemptionCallback()],
         )
     except (OSError, TypeError, ValueError) as error:  # they name the task, the value and the remedy
         raise CommandError(str(error)) from error

@@ -7,6 +7,7 @@ from torch import nn
 
 from .base import Gradients, How, TaskGradient
 from .local import LocalGradients
+from .memory import keep_freed_memory
 from .parameters import split_parameters
 from .replicated import ReplicatedGradients
 from .vector import GradientVector
@@ -26,5 +27,7 @@ __all__ = [
 
 def make_gradients(shared: Mapping[str, nn.Parameter], heads: Mapping[str, nn.Parameter]) -> Gradients:
     """The gradients of the given parameters, for the processes that there are."""
+    if all(parameter.device.type == "cpu" for parameter in shared.values()):
+        keep_freed_memory()
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     return (ReplicatedGradients if several else LocalGradients)(shared, heads)

@@ -5,38 +5,52 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from .receiver import Hooks, Receiver
 from .vector import GradientVector, accumulation_dtype
 
 
-__all__ = ["Gradients", "Passes", "TaskGradient"]
+__all__ = ["Gradients", "How", "Passes", "TaskGradient"]
+
+
+class Backward(Protocol):
+    def __call__(self, loss: Tensor, *, retain_graph: bool) -> None: ...
 
 
 @dataclass
 class How:
     """
-    How a task is computed.
+    How tasks are computed.
 
     Attributes:
         forward (`Callable`):
-            `(task, batch)` to the mean loss and the number of items it is the mean over, tensors of shape `()`.
+            `(tasks, batch)`, where the tasks share the batch, to the mean loss of each and the number of items it is the
+            mean over, tensors of shape `()`, by task.
         backward (`Callable`):
-            Back-propagates a loss, such as `accelerator.backward`.
+            Back-propagates a loss, such as `accelerator.backward`, and keeps the graph where `retain_graph`.
         derivative (`Callable`):
             `(task, loss)` to the factor on the gradient, see [`Balancer.derivative`].
         loss_scale (`float`):
             The factor that `backward` puts on the loss (the scaler's), taken out of the gradients again.
+        norms (`bool`):
+            Whether the norm of every task's gradient is wanted.
+        total (`GradientVector`, *optional*):
+            A vector whose memory may be overwritten, where all that is wanted of the tasks' gradients is their sum, and
+            neither they nor their norms: autograd may add them to it at once. The first task present is then lent the sum,
+            which those after it go on adding to, and these a zero vector.
     """
 
-    forward: Callable[[str, Any], tuple[Tensor, Tensor]]
-    backward: Callable[[Tensor], None]
+    forward: Callable[[Sequence[str], Any], Mapping[str, tuple[Tensor, Tensor]]]
+    backward: Backward
     derivative: Callable[[str, Tensor], Tensor]
     loss_scale: float = 1.0
+    norms: bool = True
+    total: GradientVector | None = None
 
 
 @dataclass
@@ -53,8 +67,8 @@ class TaskGradient:
             $\phi'(\ell_t) \nabla_\theta \ell_t$, the gradient of the shared parameters.
         heads (`GradientVector`):
             The same for the parameters of the heads (with several processes this one's part of the sum).
-        norm (`float`):
-            The norm of `shared`.
+        norm (`float`, *optional*):
+            The norm of `shared`, where it was wanted; with [`How.total`] that of the sum so far.
         heads_norm (`float`):
             A number that is finite if and only if `heads` is, on every process.
     """
@@ -63,34 +77,57 @@ class TaskGradient:
     num_items: float
     shared: GradientVector
     heads: GradientVector
-    norm: float
+    norm: float | None
     heads_norm: float = 0.0
 
     @property
     def is_finite(self) -> bool:
-        return all(map(math.isfinite, (self.loss, self.norm, self.heads_norm)))
+        """Whether loss and gradients are, as far as their norms are known."""
+        return all(map(math.isfinite, (self.loss, self.norm or 0.0, self.heads_norm)))
 
 
 @dataclass
 class Passes:
     r"""
-    What the passes of a task left on this process.
+    What the passes of a task left on this process: micro-batch $m$ back-propagates its mean loss times $s_m / M$, with
+    $s_m = n_m / n_1$. So no sum over thousands of tokens overflows in half precision, and where all counts are equal it
+    is exactly the $L / M$ of the stock Trainer.
 
     Attributes:
-        shared, heads (`GradientVector`):
-            The gradients as autograd made them; times `unit` they are $\sum n \nabla L$.
-        losses, items (`list[float]`):
-            $L$ and $n$ of every micro-batch.
-        dtype (`torch.dtype`):
-            Of the losses.
+        parts (`int`):
+            $M$.
+        shared (`Receiver`):
+            Takes in the gradient of the shared parameters.
+        heads (`GradientVector`):
+            The gradient of the heads.
+        numbers (`list[torch.Tensor]`):
+            $L_1, n_1, L_2, n_2, \dots$
     """
 
-    shared: GradientVector
+    parts: int
+    shared: Receiver
     heads: GradientVector
-    losses: list[float]
-    items: list[float]
-    unit: float
-    dtype: torch.dtype
+    numbers: list[Tensor] = field(default_factory=list)
+    reference: Tensor | None = None
+
+    def scaled(self, loss: Tensor, items: Tensor) -> Tensor:
+        """What is back-propagated for a micro-batch with this mean loss over so many items."""
+        self.numbers += [loss.detach(), items]
+        if self.reference is None:
+            self.reference = torch.where(items > 0, items, 1.0)
+        return loss / (self.parts / (items / self.reference))
+
+    def end(self, loss_scale: float) -> None:
+        r"""
+        Reads `losses`, `items`, the `dtype` of the losses and `unit`, the factor that makes $\sum n \nabla L$ of the
+        gradients, all at once.
+        """
+        self.losses, self.items, self.unit, self.dtype = [], [], 0.0, torch.float32
+        if self.reference is not None:
+            first, reference = self.numbers[0], self.reference
+            numbers = torch.stack([number.to(first) for number in [*self.numbers, reference]]).tolist()
+            self.losses, self.items, self.dtype = numbers[:-1:2], numbers[1:-1:2], first.dtype
+            self.unit = self.parts * numbers[-1] / loss_scale
 
 
 class Gradients(ABC):
@@ -111,20 +148,28 @@ class Gradients(ABC):
         self.heads = dict(heads)
 
     @abstractmethod
-    def measure(self, task: str, batches: Sequence[Any], how: How) -> TaskGradient:
+    def each(
+        self, units: Mapping[str, Sequence[str]], batches: Callable[[str], Sequence[Any]], how: How
+    ) -> Iterator[tuple[str, TaskGradient]]:
         """
-        The loss and gradient of a task over its micro-batches, none where the task is absent from the step.
+        The loss and gradient of one task after the other over its micro-batches, none where the task is absent from the
+        step.
+
+        Args:
+            units (`Mapping[str, Sequence[str]]`):
+                The tasks that share their batches, by the name of the unit. A task of its own is a unit of one.
+            batches (`Callable`):
+                From the name of a unit to its micro-batches on this process.
+            how ([`How`]):
+                How tasks are computed.
+
+        Yields:
+            `tuple[str, TaskGradient]`: the task, and what it contributes. Its gradient of the shared parameters is lent
+            until the next one is asked for: whoever wants to keep it has to `take` it.
 
         Raises:
-            `ValueError`: where the number of items and the loss contradict each other.
+            `ValueError`: where the number of items and the loss of a task contradict each other.
         """
-
-    def each(
-        self, tasks: Sequence[str], batches: Callable[[str], Sequence[Any]], how: How
-    ) -> Iterator[tuple[str, TaskGradient]]:
-        """Measures one task after the other. Whoever goes on holding a task's tensors keeps them beside the next one's."""
-        for task in tasks:
-            yield task, self.measure(task, batches(task), how)
 
     @abstractmethod
     def write(self, shared: GradientVector, heads: GradientVector, loss_scale: float = 1.0) -> None:
@@ -149,9 +194,9 @@ class Gradients(ABC):
     def summed(self, heads: GradientVector) -> GradientVector:
         """The gradient of the heads, the parts of all processes added up. Every process must call it."""
 
+    @abstractmethod
     def zero(self) -> tuple[GradientVector, GradientVector]:
         """Zero vectors of the shared parameters and of the heads, nothing reached."""
-        return GradientVector([None] * len(self.shared)), GradientVector([None] * len(self.heads))
 
     def skip(self, scaled: bool = False) -> None:
         """
@@ -161,32 +206,44 @@ class Gradients(ABC):
         for parameter in (*self.shared.values(), *self.heads.values()):
             parameter.grad = torch.full_like(parameter, math.inf) if scaled else None
 
-    def _run_passes(self, task: str, batches: Sequence[Any], how: How, transformed: bool) -> Passes:
-        r"""
-        Runs the forward and backward passes of a task.
-
-        Micro-batch $m$ back-propagates its mean loss times $s_m / M$, with $s_m = n_m / n_1$: no sum over thousands of
-        tokens that would overflow in half precision, and where all counts are equal exactly the $L / M$ of the stock
-        Trainer. `transformed` puts the derivative of the loss transform on the loss, which a single micro-batch on a single
-        process knows before its backward pass.
+    def _run_passes(
+        self,
+        tasks: Sequence[str],
+        batches: Sequence[Any],
+        how: How,
+        hooks: Hooks,
+        receiver: Callable[[], Receiver],
+        transformed: bool = False,
+    ) -> Iterator[tuple[str, Passes]]:
         """
-        measured: list[Tensor] = []
-        reference: Tensor | None = None
-        for batch in batches:
-            loss, items = how.forward(task, batch)
-            measured += [loss.detach(), items]
-            if reference is None:
-                reference = torch.where(items > 0, items, 1.0)
-            loss = loss / (len(batches) / (items / reference))
-            if transformed:
-                loss = loss * how.derivative(task, loss.detach())
-            how.backward(loss)
-        shared, heads = self._collect(self.shared), self._collect(self.heads)
-        if reference is None:
-            return Passes(shared, heads, [], [], 0.0, torch.float32)
-        numbers = torch.stack([number.to(measured[0]) for number in [*measured, reference]]).tolist()
-        unit = len(batches) * numbers[-1] / how.loss_scale
-        return Passes(shared, heads, numbers[:-1:2], numbers[1:-1:2], unit, measured[0].dtype)
+        Runs the forward and backward passes of a unit, and yields every task as soon as it is done: one forward pass of a
+        micro-batch serves all of its tasks. `transformed` puts the derivative of the loss transform on the loss, which a
+        single micro-batch on a single process knows before its backward pass.
+        """
+        every: dict[str, Passes] = {}
+        for number, batch in enumerate(batches, start=1):
+            measured = dict(how.forward(tasks, batch))
+            for task in tasks:
+                if task not in every:
+                    every[task] = Passes(len(batches), receiver(), self.zero()[1])
+                passes, (loss, items) = every[task], measured.pop(task)
+                scaled = passes.scaled(loss, items)
+                if transformed:
+                    scaled = scaled * how.derivative(task, loss.detach())
+                if how.total is None or items != 0:
+                    with passes.shared.receiving(hooks):
+                        how.backward(scaled, retain_graph=bool(measured))
+                passes.heads.add_(self._collect(self.heads))
+                if number == len(batches):
+                    yield task, self._ended(every.pop(task), how)
+        if not batches:
+            for task in tasks:
+                yield task, self._ended(Passes(0, receiver(), self.zero()[1]), how)
+
+    @staticmethod
+    def _ended(passes: Passes, how: How) -> Passes:
+        passes.end(how.loss_scale)
+        return passes
 
     @staticmethod
     def _collect(parameters: Mapping[str, nn.Parameter]) -> GradientVector:

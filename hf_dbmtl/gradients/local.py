@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .base import Gradients, How, TaskGradient, contradiction, refuse
+from .base import Gradients, How, Passes, TaskGradient, contradiction, refuse
+from .flat import FlatVector, Layout
+from .receiver import Hooks, Receiver
 from .vector import GradientVector
 
 
@@ -16,42 +18,100 @@ __all__ = ["LocalGradients"]
 
 
 class LocalGradients(Gradients):
-    """The gradients of a single process: the tensors that autograd made, not a copy."""
+    """The gradients of a single process, in flat tensors that stay from one task and step to the next."""
 
-    def measure(self, task: str, batches: Sequence[Any], how: How) -> TaskGradient:
-        single = len(batches) == 1
-        passes = self._run_passes(task, batches, how, transformed=single)
+    def __init__(self, shared: Mapping[str, nn.Parameter], heads: Mapping[str, nn.Parameter]):
+        super().__init__(shared, heads)
+        self.layout = Layout(self.shared, heads=self.heads)
+        self._free: list[Tensor] = []
+
+    def each(
+        self, units: Mapping[str, Sequence[str]], batches: Callable[[str], Sequence[Any]], how: How
+    ) -> Iterator[tuple[str, TaskGradient]]:
+        begun = False  # whether the sum of the step holds anything
+        with Hooks(self.layout.parameters) as hooks:
+            for unit, tasks in units.items():
+                of_unit = batches(unit)
+                single = len(of_unit) == 1
+                if how.total is not None and single and how.loss_scale == 1.0:
+                    each = self._sum_up(tasks, of_unit, how, hooks, begun)
+                else:
+                    each = self._one_by_one(tasks, of_unit, how, hooks, single)
+                for task, measured in each:
+                    begun = begun or measured.num_items > 0
+                    yield task, measured
+
+    def _one_by_one(
+        self, tasks: Sequence[str], batches: Sequence[Any], how: How, hooks: Hooks, single: bool
+    ) -> Iterator[tuple[str, TaskGradient]]:
+        def receiver() -> Receiver:
+            return Receiver(self.layout.parameters, self._flat())
+
+        for task, passes in self._run_passes(tasks, batches, how, hooks, receiver, transformed=single):
+            shared = FlatVector(
+                self.layout, passes.shared.finish(), torch.tensor(passes.shared.reached, dtype=torch.bool)
+            )
+            measured = self._measured(task, passes, how, shared, transformed=single)
+            yield task, measured
+            self._free += [tensor for tensor in measured.shared.tensors if tensor is not None]
+
+    def _sum_up(
+        self, tasks: Sequence[str], batches: Sequence[Any], how: How, hooks: Hooks, begun: bool
+    ) -> Iterator[tuple[str, TaskGradient]]:
+        """
+        Lets autograd add the gradients of the tasks of a unit, which has a single micro-batch, to `how.total`. The first
+        task present is lent the total, the others nothing.
+        """
+        total = how.total
+        (flat,) = total.tensors
+        flat = self._flat() if flat is None else flat
+        receiver = Receiver(self.layout.parameters, flat, total.reached.tolist() if begun else None)
+        for task, passes in self._run_passes(tasks, batches, how, hooks, lambda: receiver, transformed=True):
+            total.tensors, total.reached = [receiver.finish()], torch.tensor(receiver.reached, dtype=torch.bool)
+            measured = self._measured(task, passes, how, self.zero()[0] if begun else total)
+            measured.norm = total.norm()
+            begun = begun or measured.num_items > 0
+            yield task, measured
+
+    def _flat(self) -> Tensor:
+        return self._free.pop() if self._free else self.layout.empty()
+
+    def _measured(
+        self, task: str, passes: Passes, how: How, shared: FlatVector, transformed: bool = True
+    ) -> TaskGradient:
         if (found := contradiction(passes.losses, passes.items)) is not None:
             refuse(task, *found)
         total = sum(passes.items)
         if total == 0:
-            return TaskGradient(0.0, 0.0, *self.zero(), norm=0.0)
+            shared.reached = torch.zeros_like(shared.reached)
+            return TaskGradient(0.0, 0.0, shared, self.zero()[1], norm=0.0)
         mean = passes.losses[0]
         correction = passes.unit / total
-        if not single:
+        if not transformed:
             mean = sum(n * loss for n, loss in zip(passes.items, passes.losses) if n > 0) / total
             correction *= how.derivative(task, torch.tensor(mean, dtype=passes.dtype)).item()
-        shared, heads = passes.shared.mul_(correction), passes.heads.mul_(correction)
-        return TaskGradient(mean, total, shared, heads, shared.norm(), heads.norm())
+        heads = passes.heads.mul_(correction)
+        norm = shared.mul_(correction).norm() if how.norms else None
+        return TaskGradient(mean, total, shared, heads, norm, heads.norm())
 
-    def write(self, shared: GradientVector, heads: GradientVector, loss_scale: float = 1.0) -> None:
-        for parameters, vector in ((self.shared, shared), (self.heads, heads)):
-            vector.mul_(loss_scale)
-            for parameter, tensor in zip(parameters.values(), vector.tensors):
-                parameter.grad = None if tensor is None else tensor.to(parameter.dtype)
+    def write(self, shared: FlatVector, heads: GradientVector, loss_scale: float = 1.0) -> None:
+        heads.mul_(loss_scale)
+        for parameter, tensor in zip(self.shared.values(), self.full(shared.mul_(loss_scale))):
+            parameter.grad = None if tensor is None else tensor.to(parameter.dtype)
+        for parameter, tensor in zip(self.heads.values(), heads.tensors):
+            parameter.grad = None if tensor is None else tensor.to(parameter.dtype)
 
     def summed(self, heads: GradientVector) -> GradientVector:
         return heads
 
-    def full(self, vector: GradientVector) -> list[Tensor | None]:
-        return list(vector.tensors)
+    def zero(self) -> tuple[FlatVector, GradientVector]:
+        return FlatVector(self.layout), GradientVector([None] * len(self.heads))
 
-    def from_entries(self, entries: Sequence[tuple[int, int, Tensor]]) -> GradientVector:
-        vector, _ = self.zero()
-        parameters = list(self.shared.values())
-        for position, start, piece in entries:
-            like = parameters[position]
-            if vector.tensors[position] is None:
-                vector.tensors[position] = torch.zeros(like.shape, dtype=piece.dtype, device=like.device)
-            vector.tensors[position].view(-1)[start : start + piece.numel()] = piece.reshape(-1).to(like.device)
-        return vector
+    def full(self, vector: FlatVector) -> list[Tensor | None]:
+        (flat,) = vector.tensors
+        if flat is None:
+            return [None] * len(self.shared)
+        return self.layout.unflatten(flat, vector.reached.tolist())
+
+    def from_entries(self, entries: Sequence[tuple[int, int, Tensor]]) -> FlatVector:
+        return FlatVector.from_entries(self.layout, entries)

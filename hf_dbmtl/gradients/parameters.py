@@ -13,7 +13,9 @@ __all__ = ["split_parameters"]
 
 
 def split_parameters(
-    model: nn.Module, shared_parameters: str | Sequence[str] | nn.Module | None = None
+    model: nn.Module,
+    shared_parameters: str | Sequence[str] | nn.Module | None = None,
+    heads_alone: bool = False,
 ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
     """
     Splits the trainable parameters of a model into shared ones and those of the heads.
@@ -27,6 +29,8 @@ def split_parameters(
         shared_parameters (`str`, `Sequence[str]` or `torch.nn.Module`, *optional*):
             A regular expression searched for in the names, a list of names or of module prefixes, or a module of the
             model. By default everything outside `model.heads`.
+        heads_alone (`bool`, *optional*, defaults to `False`):
+            Whether nothing may be shared, since all of it is frozen.
 
     Returns:
         `tuple[dict[str, Parameter], dict[str, Parameter]]`: the shared parameters and the heads', by name. Frozen
@@ -46,7 +50,7 @@ def split_parameters(
         if parameter.requires_grad:
             side = shared if any(is_shared(name, parameter) for name in aliases) else heads
             side[aliases[0]] = parameter
-    if not shared:
+    if not shared and not (heads_alone and heads):
         raise ValueError(
             f"No trainable parameter of {type(model).__name__} is shared"
             + (
@@ -54,7 +58,8 @@ def split_parameters(
                 if isinstance(shared_parameters, nn.Module | None)
                 else f" with shared_parameters={shared_parameters!r}"
             )
-            + ": there is nothing to balance. Unfreeze a part of the encoder, or name others in `shared_parameters`."
+            + ": there is nothing to balance. Unfreeze a part of the encoder, or name others in `shared_parameters`; "
+            "`freeze_encoder=True` trains the heads alone."
         )
     return shared, heads
 

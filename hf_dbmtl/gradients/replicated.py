@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,106 +17,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .base import Gradients, How, Passes, TaskGradient, contradiction, refuse
-from .vector import STRETCH, CoordinateFunction, GradientVector, accumulation_dtype
+from .flat import FlatVector, Layout
+from .receiver import Hooks, Receiver
+from .vector import GradientVector, accumulation_dtype
 
 
-__all__ = ["ReplicatedGradients", "SliceVector"]
+__all__ = ["ReplicatedGradients"]
 
 # renamed in torch 2.13, where the old names warn
 reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-
-
-class Layout:
-    """
-    How the shared parameters lie in one flat tensor and what of it a process keeps: slices of equal length, the end padded
-    with zeros.
-
-    Args:
-        sizes (`Sequence[int]`):
-            The number of entries of every shared parameter.
-    """
-
-    def __init__(self, sizes: Sequence[int]):
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.starts = [0]
-        for size in sizes:
-            self.starts.append(self.starts[-1] + size)
-        self.length = -(-self.starts[-1] // self.world)
-        self.begin = self.rank * self.length
-
-    def pieces(self) -> Iterator[tuple[int, int, slice]]:
-        """What this process's slice holds of every parameter: its position, where in it, and where in the slice."""
-        end = self.begin + self.length
-        for position, (start, stop) in enumerate(zip(self.starts, self.starts[1:])):
-            low, high = max(start, self.begin), min(stop, end)
-            if low < high:
-                yield position, low - start, slice(low - self.begin, high - self.begin)
-
-
-class SliceVector(GradientVector):
-    """
-    This process's slice of a gradient of the shared parameters, and which parameters were reached on any process.
-
-    Args:
-        layout (`Layout`):
-            What the slice is of.
-        piece (`torch.Tensor` of shape `(layout.length,)`, *optional*):
-            The slice; nothing where the vector is zero.
-        reached (`torch.Tensor` of shape `(parameters,)`, bool, *optional*):
-            The parameters reached.
-    """
-
-    def __init__(self, layout: Layout, piece: Tensor | None = None, reached: Tensor | None = None):
-        super().__init__([piece])
-        self.layout = layout
-        count = len(layout.starts) - 1
-        self.reached = torch.zeros(count, dtype=torch.bool) if reached is None else reached
-
-    def new_zero(self, dtype: torch.dtype | None = None) -> SliceVector:
-        zero = super().new_zero(dtype)
-        zero.reached = torch.zeros_like(self.reached)
-        return zero
-
-    def add_(self, other: SliceVector, alpha: float = 1.0) -> SliceVector:
-        self.reached |= other.reached
-        return super().add_(other, alpha)
-
-    def lerp_(self, other: SliceVector, weight: float) -> SliceVector:
-        self.reached |= other.reached
-        return super().lerp_(other, weight)
-
-    def map(self, others: Sequence[SliceVector], function: CoordinateFunction) -> SliceVector:
-        result = super().map(others, function)
-        result.reached = torch.stack([self.reached, *(other.reached for other in others)]).any(0)
-        return result
-
-    def norm(self) -> float:
-        (piece,) = self.tensors
-        if piece is None:
-            return 0.0
-        square = torch.linalg.vector_norm(piece, dtype=accumulation_dtype(piece.dtype)).double().square()
-        dist.all_reduce(square)
-        return math.sqrt(square.item()) if square.isfinite() else math.inf
-
-    def sums(self, others: Sequence[SliceVector], function: CoordinateFunction) -> Tensor:
-        device = next((one.tensors[0].device for one in (self, *others) if one.tensors[0] is not None), "cpu")
-        total = super().sums(others, function).to(device)
-        dist.all_reduce(total)
-        return total.cpu()
-
-    def entries(self) -> Iterator[tuple[int, int, Tensor]]:
-        (piece,) = self.tensors
-        if piece is not None:
-            for position, start, where in self.layout.pieces():
-                if self.reached[position]:
-                    yield position, start, piece[where]
-
-    def _stretches(self, position: int, size: int) -> Iterator[tuple[tuple[int, int], slice]]:
-        for parameter, start, where in self.layout.pieces():
-            for offset in range(0, where.stop - where.start, STRETCH):
-                low = where.start + offset
-                yield (parameter, start + offset), slice(low, min(low + STRETCH, where.stop))
 
 
 @dataclass
@@ -127,7 +37,6 @@ class Pending:
     passes: Passes
     numbers: Tensor
     piece: Tensor
-    flat: Tensor | None
     works: list
 
 
@@ -136,54 +45,53 @@ class ReplicatedGradients(Gradients):
 
     def __init__(self, shared: Mapping[str, nn.Parameter], heads: Mapping[str, nn.Parameter]):
         super().__init__(shared, heads)
-        self.layout = Layout([parameter.numel() for parameter in self.shared.values()])
-        first = next(iter(self.shared.values()))
-        self.device = first.device
-        self.dtype = accumulation_dtype(first.dtype)
-        # one zero tensor stands for every gradient that did not arrive
-        self._zeros = torch.zeros(max(parameter.numel() for parameter in self.shared.values()), dtype=self.dtype)
-        self._zeros = self._zeros.to(self.device)
+        self.layout = Layout(self.shared, dist.get_rank(), dist.get_world_size(), self.heads)
+        # flat tensors of all parameters: of the task that computes and of the one on its way
+        self._free: list[Tensor] = []
 
     def each(
-        self, tasks: Sequence[str], batches: Callable[[str], Sequence[Any]], how: How
+        self, units: Mapping[str, Sequence[str]], batches: Callable[[str], Sequence[Any]], how: How
     ) -> Iterator[tuple[str, TaskGradient]]:
+        how = replace(how, total=None)  # what is summed is added up over the processes first
         pending: Pending | None = None
-        for task in tasks:
-            passes = self._run_passes(task, batches(task), how, transformed=False)
-            if pending is not None:
-                done, pending = pending, None
-                yield done.task, self._finish(done, how)
-                del done
-            pending = self._launch(task, passes)
-            del passes
+        with Hooks(self.layout.parameters) as hooks:
+            for unit, tasks in units.items():
+                for task, passes in self._run_passes(tasks, batches(unit), how, hooks, self._receiver):
+                    if pending is not None:
+                        done, pending = pending, None
+                        yield done.task, self._finish(done, how)
+                        del done
+                    pending = self._launch(task, passes)
+                    del passes
         if pending is not None:
             yield pending.task, self._finish(pending, how)
 
-    def measure(self, task: str, batches: Sequence[Any], how: How) -> TaskGradient:
-        return self._finish(self._launch(task, self._run_passes(task, batches, how, transformed=False)), how)
+    def _receiver(self) -> Receiver:
+        return Receiver(self.layout.parameters, self._flat())
+
+    def _flat(self) -> Tensor:
+        return self._free.pop() if self._free else self.layout.empty()
 
     def _launch(self, task: str, passes: Passes) -> Pending:
         """Starts the sums over all processes: of the gradient, and of a few numbers that say what came of the task."""
         passes.heads.mul_(passes.unit)
-        flat = self._flatten(passes.shared)
-        reached = [tensor is not None for tensor in (*passes.shared.tensors, *passes.heads.tensors)]
-        passes.shared = GradientVector([])  # now in `flat`
+        flat = passes.shared.finish().mul_(passes.unit)
+        reached = [*passes.shared.reached, *(tensor is not None for tensor in passes.heads.tensors)]
         wrong = contradiction(passes.losses, passes.items)
         summed = sum(n * loss for n, loss in zip(passes.items, passes.losses) if n > 0)
         numbers = torch.tensor(
             [summed, sum(passes.items), wrong is not None, passes.heads.norm() ** 2, *reached], dtype=torch.float64
-        ).to(self.device)
-        flat.mul_(passes.unit)
-        piece = torch.empty(self.layout.length, dtype=self.dtype, device=self.device)
+        ).to(self.layout.device)
+        piece = flat.new_empty(self.layout.length)
         works = [dist.all_reduce(numbers, async_op=True), reduce_scatter(piece, flat, async_op=True)]
-        return Pending(task, passes, numbers, piece, flat, works)
+        return Pending(task, passes, numbers, piece, works)
 
     def _finish(self, pending: Pending, how: How) -> TaskGradient:
         for work in pending.works:
             work.wait()
-        pending.flat = None
-        loss, items, wrong, heads_norm, *reached = pending.numbers.tolist()
         passes = pending.passes
+        self._free.append(passes.shared.flat)
+        loss, items, wrong, heads_norm, *reached = pending.numbers.tolist()
         if wrong:
             own = contradiction(passes.losses, passes.items)
             refuse(pending.task, *(own or (math.nan, 0.0)))
@@ -192,56 +100,31 @@ class ReplicatedGradients(Gradients):
         mean = loss / items
         correction = how.derivative(pending.task, torch.tensor(mean, dtype=passes.dtype)).item() / items
         count = len(self.shared)
-        shared = SliceVector(self.layout, pending.piece.mul_(correction), torch.tensor(reached[:count]) > 0)
+        shared = FlatVector(self.layout, pending.piece.mul_(correction), torch.tensor(reached[:count]) > 0)
         heads = passes.heads.mul_(correction)
         for i, parameter in enumerate(self.heads.values()):  # the same heads get a gradient on every process
             if reached[count + i] and heads.tensors[i] is None:
                 heads.tensors[i] = torch.zeros_like(parameter, dtype=accumulation_dtype(parameter.dtype))
-        return TaskGradient(mean, items, shared, heads, shared.norm(), heads_norm)
+        return TaskGradient(mean, items, shared, heads, shared.norm() if how.norms else None, heads_norm)
 
-    def _flatten(self, vector: GradientVector) -> Tensor:
-        """A copy in one flat tensor, padded to a multiple of the number of processes."""
-        pieces = [
-            self._zeros[: parameter.numel()] if tensor is None else tensor.reshape(-1)
-            for parameter, tensor in zip(self.shared.values(), vector.tensors)
-        ]
-        padding = self.layout.length * self.layout.world - self.layout.starts[-1]
-        return torch.cat([*pieces, pieces[0].new_zeros(padding)])
+    def zero(self) -> tuple[FlatVector, GradientVector]:
+        return FlatVector(self.layout), GradientVector([None] * len(self.heads))
 
-    def zero(self) -> tuple[SliceVector, GradientVector]:
-        return SliceVector(self.layout), GradientVector([None] * len(self.heads))
+    def from_entries(self, entries: Sequence[tuple[int, int, Tensor]]) -> FlatVector:
+        return FlatVector.from_entries(self.layout, entries)
 
-    def from_entries(self, entries: Sequence[tuple[int, int, Tensor]]) -> SliceVector:
-        vector, _ = self.zero()
-        own = {position: (start, where) for position, start, where in self.layout.pieces()}
-        for position, start, piece in entries:
-            vector.reached[position] = True
-            if vector.tensors[0] is None:
-                vector.tensors[0] = torch.zeros(self.layout.length, dtype=piece.dtype, device=self.device)
-            if position in own:
-                first, where = own[position]
-                low = max(start, first)
-                high = min(start + piece.numel(), first + where.stop - where.start)
-                if low < high:
-                    shift = where.start - first
-                    vector.tensors[0][low + shift : high + shift] = piece.reshape(-1)[low - start : high - start]
-        return vector
+    def full(self, vector: FlatVector) -> list[Tensor | None]:
+        return self._gathered(vector, self.layout.empty())
 
-    def full(self, vector: SliceVector) -> list[Tensor | None]:
+    def _gathered(self, vector: FlatVector, flat: Tensor) -> list[Tensor | None]:
         (piece,) = vector.tensors
-        if piece is None:
-            piece = torch.zeros(self.layout.length, dtype=self.dtype, device=self.device)
-        flat = torch.empty(self.layout.length * self.layout.world, dtype=piece.dtype, device=piece.device)
-        all_gather(flat, piece)
-        return [
-            flat[start:stop].view_as(parameter) if reached else None
-            for start, stop, parameter, reached in zip(
-                self.layout.starts, self.layout.starts[1:], self.shared.values(), vector.reached.tolist()
-            )
-        ]
+        all_gather(flat, flat.new_zeros(self.layout.length) if piece is None else piece.to(flat.dtype))
+        return self.layout.unflatten(flat, vector.reached.tolist())
 
-    def write(self, shared: SliceVector, heads: GradientVector, loss_scale: float = 1.0) -> None:
-        for parameter, tensor in zip(self.shared.values(), self.full(shared.mul_(loss_scale))):
+    def write(self, shared: FlatVector, heads: GradientVector, loss_scale: float = 1.0) -> None:
+        flat = self._flat()
+        self._free.append(flat)  # for the backward passes of the next step, when the gradients have served
+        for parameter, tensor in zip(self.shared.values(), self._gathered(shared.mul_(loss_scale), flat)):
             parameter.grad = None if tensor is None else tensor.to(parameter.dtype)
         for parameter, tensor in zip(self.heads.values(), self.summed(heads.mul_(loss_scale)).tensors):
             parameter.grad = None if tensor is None else tensor.to(parameter.dtype)

@@ -13,6 +13,7 @@ from torch import Tensor
 __all__ = ["GradientVector", "accumulation_dtype"]
 
 CoordinateFunction = Callable[[Tensor, int, int], Tensor]
+ROW = 1 << 10
 STRETCH = 1 << 18  # entries worked on at a time where several vectors are looked at side by side
 
 
@@ -48,8 +49,40 @@ class GradientVector:
         tensors = self._reached()
         if not tensors:
             return 0.0
-        norms = torch._foreach_norm(tensors, 2, dtype=accumulation_dtype(tensors[0].dtype))
-        return math.hypot(*torch.stack([norm.to(norms[0].device) for norm in norms]).tolist())
+        norm = _norm(tensors)
+        return norm if 0.0 < norm < math.inf else math.hypot(*(tensor.double().norm().item() for tensor in tensors))
+
+    def take(self) -> GradientVector:
+        """This vector for keeps, where it was only lent: a new one takes its entries over and leaves it empty."""
+        return self.new_zero().swap_(self)
+
+    def swap_(self, other: GradientVector) -> GradientVector:
+        """Exchanges the entries with `other`, without a copy."""
+        self.tensors, other.tensors = other.tensors, self.tensors
+        return self
+
+    def hold_(self, other: GradientVector) -> GradientVector:
+        """Becomes what `other` is, rounded where this vector keeps its entries in another type. `other` is used up."""
+        if self.dtype is None:
+            return self.swap_(other)
+        for position, tensor in enumerate(other.tensors):
+            mine = self.tensors[position]
+            if mine is None or tensor is None:
+                self.tensors[position] = None if tensor is None else tensor.to(self.dtype, copy=True)
+            else:
+                mine.copy_(tensor)
+        return self
+
+    def set_(self, other: GradientVector, alpha: float = 1.0) -> GradientVector:
+        """Becomes `alpha` times `other`, in the memory that this vector has."""
+        for position, (a, b) in enumerate(zip(self.tensors, other.tensors)):
+            if a is None or b is None:
+                self.tensors[position] = None if b is None else b.to(accumulation_dtype(b.dtype)) * alpha
+            elif a.dtype == b.dtype:
+                torch.mul(b, alpha, out=a)
+            else:
+                a.copy_(b).mul_(alpha)
+        return self
 
     def gramian(self, others: Sequence[GradientVector]) -> Tensor:
         """The products of this vector and `others` with one another, in float64 on the CPU."""
@@ -138,9 +171,24 @@ class GradientVector:
         return [tensor for tensor in self.tensors if tensor is not None]
 
 
+def _norm(tensors: list[Tensor]) -> float:
+    """
+    The norm of all tensors together. A float32 sum over millions of squares is wrong from the fourth digit on, so short
+    rows are summed in it, and the rows in float64.
+    """
+    norms = []
+    for tensor in tensors:
+        flat = tensor.reshape(-1).to(accumulation_dtype(tensor.dtype))
+        whole = flat.numel() // ROW * ROW
+        norms.append(torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1))
+        norms.append(torch.linalg.vector_norm(flat[whole:]).reshape(1))
+    return torch.cat([one.to(norms[0].device) for one in norms]).double().norm().item()
+
+
 def _lerp(mine: list[Tensor], theirs: list[Tensor], weight: float) -> None:
     if all(a.dtype == b.dtype for a, b in zip(mine, theirs)):
         torch._foreach_lerp_(mine, theirs, weight)
         return
-    for a, b in zip(mine, theirs):  # kept in a smaller type: compute in the larger, round once
-        a.copy_(a.to(b.dtype).lerp_(b, weight))
+    for a, b in zip(mine, theirs):  # one of them kept in a smaller type: compute in the larger, round once
+        dtype = torch.promote_types(a.dtype, b.dtype)
+        a.copy_(torch.lerp(a.to(dtype), b.to(dtype), weight))

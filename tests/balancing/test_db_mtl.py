@@ -84,7 +84,7 @@ def test_ema_is_the_recursion(beta: float, decay: float) -> None:
     gradients = [rows(seed) for seed in range(6)]
     ema = EMA(beta, decay)
     for k, (gradient, expected) in enumerate(zip(gradients, averages(gradients, beta, decay)), start=1):
-        assert relative(flat(ema.update("a", vector(gradient), k).tensors), expected) < 1e-13
+        assert relative(flat(ema.update("a", vector(gradient), k)[0].tensors), expected) < 1e-13
     if beta > 0:  # the control: the same with another exponent is something else
         assert relative(averages(gradients, beta, decay + 0.1)[-1], expected) > 1e-4
 
@@ -94,7 +94,7 @@ def test_ema_of_parameters_that_are_not_always_reached() -> None:
     gradients = [rows(0, (0, 1)), rows(1, (0,)), rows(2, (0, 2)), rows(3, (0,))]
     ema = EMA(0.9, 0.5)
     for k, (gradient, expected) in enumerate(zip(gradients, averages(gradients, 0.9, 0.5)), start=1):
-        row = ema.update("a", vector(gradient), k)
+        row, _ = ema.update("a", vector(gradient), k)
         assert relative(flat(row.tensors), expected) < 1e-13
         assert row.tensors[0] is None
         assert (row.tensors[1] is None) == (k == 1)
@@ -105,13 +105,13 @@ def test_ema_of_parameters_that_are_not_always_reached() -> None:
 def test_ema_keeps_a_row_per_task() -> None:
     """A task that is absent keeps its row, and the k of its next update is the run's, not the number of its own."""
     ema = EMA(0.9, 0.5)
-    first = flat(ema.update("a", vector(rows(0)), 1).tensors)
+    first = flat(ema.update("a", vector(rows(0)), 1)[0].tensors)
     for k in (1, 2, 3):
         ema.update("b", vector(rows(k)), k)
     assert np.array_equal(flat(ema.rows["a"].tensors), first)
     beta_k = 0.9 / 4**0.5
     expected = beta_k * first + (1 - beta_k) * flat(rows(9))
-    assert relative(flat(ema.update("a", vector(rows(9)), 4).tensors), expected) < 1e-13
+    assert relative(flat(ema.update("a", vector(rows(9)), 4)[0].tensors), expected) < 1e-13
     own = 0.9 / 2**0.5
     assert relative(own * first + (1 - own) * flat(rows(9)), expected) > 1e-2
 
@@ -121,8 +121,6 @@ def test_ema_keeps_a_row_per_task() -> None:
     [
         (None, torch.float64, torch.float64),
         (None, torch.float32, torch.float32),
-        (None, torch.bfloat16, torch.float32),
-        (None, torch.float16, torch.float32),
         ("bfloat16", torch.float32, torch.bfloat16),
         ("torch.bfloat16", torch.float64, torch.bfloat16),
         (torch.float16, torch.float32, torch.float16),
@@ -133,7 +131,7 @@ def test_ema_keeps_a_row_per_task() -> None:
 def test_ema_dtype(ema_dtype: str | torch.dtype | None, of: torch.dtype, kept: torch.dtype) -> None:
     ema = EMA(ema_dtype=ema_dtype)
     for k in (1, 2):
-        row = ema.update("a", vector(rows(k), of), k)
+        row, _ = ema.update("a", vector(rows(k), of), k)
     assert {tensor.dtype for tensor in row.tensors} == {kept}
 
 
@@ -141,7 +139,7 @@ def test_ema_in_bfloat16_rounds_once_a_step() -> None:
     gradients = [rows(seed) for seed in range(8)]
     ema, exact, rounded = EMA(ema_dtype="bfloat16"), averages(gradients, 0.9, 0.5), None
     for k, gradient in enumerate(gradients, start=1):
-        row = flat([tensor.float() for tensor in ema.update("a", vector(gradient, torch.float32), k).tensors])
+        row = flat([tensor.float() for tensor in ema.update("a", vector(gradient, torch.float32), k)[0].tensors])
         weight = 1 - 0.9 / k**0.5
         new = torch.tensor(flat(gradient), dtype=torch.float32)
         rounded = weight * new if rounded is None else torch.lerp(rounded, new, weight)
@@ -150,11 +148,15 @@ def test_ema_in_bfloat16_rounds_once_a_step() -> None:
     assert 1e-4 < relative(row, exact[-1]) < 1e-2  # the rounding is there, and small
 
 
-def test_ema_does_not_touch_what_it_is_given() -> None:
-    ema, gradient = EMA(), vector(rows(0))
-    for k in (1, 2):
-        ema.update("a", gradient, k)
-        assert np.array_equal(flat(gradient.tensors), flat(rows(0)))
+def test_a_gradient_that_is_not_finite_is_not_remembered() -> None:
+    ema = EMA()
+    before = flat(ema.update("a", vector(rows(0)), 1)[0].tensors)
+    bad = vector(rows(1))
+    bad.tensors[1][0] = float("nan")
+    row, norm = ema.update("a", bad, 2)
+    assert not np.isfinite(norm) and np.array_equal(flat(row.tensors), before)
+    row, norm = ema.update("a", vector(rows(1)), 2)  # the control: a finite one is
+    assert np.isfinite(norm) and not np.array_equal(flat(row.tensors), before)
 
 
 @pytest.mark.parametrize("ema_dtype", [None, "bfloat16"])
@@ -168,7 +170,7 @@ def test_ema_state(ema_dtype: str | None) -> None:
     assert other.rows.keys() == {"a", "b"}
     for task in "ab":
         went_on, loaded, began_anew = (
-            one.update(task, vector(rows(5), torch.float32), 3).tensors
+            one.update(task, vector(rows(5), torch.float32), 3)[0].tensors
             for one in (ema, other, EMA(ema_dtype=ema_dtype))
         )
         assert [tensor.dtype for tensor in loaded] == [tensor.dtype for tensor in went_on]

@@ -23,12 +23,18 @@ print(sorted({"torch", "transformers", "datasets", "hf_dbmtl"} & set(sys.modules
 """
 
 
-@pytest.mark.parametrize("words", ["", "--help", "train --help", "train x.yaml --seed 3 --help", "--version"])
+COMMANDS = ("train", "balancers")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["", "--help", "train x.yaml --seed 3 --help", "--version", *(f"{command} --help" for command in COMMANDS)],
+)
 def test_light(words):
     root = str(Path(__file__).parents[2])
     ran = subprocess.run([sys.executable, "-c", SCRIPT, *words.split()], cwd=root, capture_output=True, text=True)
     assert ran.stdout.splitlines()[-1] == "[] 0", ran.stderr
-    if "train" in words:
+    if "train" in words.split():
         assert "usage: hf-dbmtl train config.yaml" in ran.stdout
 
 
@@ -45,6 +51,7 @@ def test_heavy_is_seen(capsys):
         ("trian", "invalid choice: 'trian'"),
         ("train --learning_rate 1 x.yaml", "name the command and its file first"),
         ("train", "name the YAML file"),
+        ("balancers --jsn", "`hf-dbmtl balancers` has no such option"),
         ("train nowhere.yaml", "hf-dbmtl train: error: nowhere.yaml: the file cannot be read"),
     ],
 )
@@ -63,3 +70,10 @@ def test_help_all(capsys, monkeypatch):
     shown = capsys.readouterr().out
     for name in ("model_name_or_path", "tasks.NAME.dataset", "eval_fraction", "balancer_kwargs", "adam_epsilon"):
         assert name in shown
+
+
+def test_every_command_is_above(capsys):
+    with pytest.raises(SystemExit):
+        main(["nothing"])
+    listed = capsys.readouterr().err.rpartition("(choose from ")[2].strip(")\n").replace("'", "").split(", ")
+    assert set(listed) == set(COMMANDS)

@@ -18,6 +18,7 @@ BALANCERS: dict[str, dict[str, Any]] = {
     "ew": {"balancer": "ew"},
     "log": {"balancer": "log"},
     "max_norm": {"balancer": "max_norm", "balancer_kwargs": {"alpha": "mean"}},
+    "frozen": {"freeze_encoder": True},  # nothing is shared
     "famo": {"balancer": "famo", "balancer_kwargs": {"optimizer": "sgd", "learning_rate": 1.0}},  # looks again
     "stch": {"balancer": "stch", "balancer_kwargs": {"mu": 5.0}},
     "graddrop": {"balancer": "graddrop"},  # draws by coordinate

@@ -30,6 +30,24 @@ class Net(nn.Module):
         return (self.heads[task](hidden.tanh()) - targets).square()
 
 
+def of_one(forward: Callable) -> Callable:
+    """A forward for tasks that share a batch, from that of a task of its own."""
+
+    def forward_all(tasks, batch):
+        (task,) = tasks
+        return {task: forward(task, batch)}
+
+    return forward_all
+
+
+def measure(gradients: LocalGradients, task: str, batches: list, how: How) -> TaskGradient:
+    """The gradient of a task, as it is in `flat` and one tensor per shared parameter."""
+    ((_, found),) = gradients.each({task: [task]}, lambda unit: batches, how)
+    found.flat = found.shared
+    found.shared = GradientVector([None if one is None else one.clone() for one in gradients.full(found.shared)])
+    return found
+
+
 @dataclass
 class Setting:
     """A model, rows of which some entries carry no label, and how a task is computed on a slice of them."""
@@ -59,10 +77,13 @@ class Setting:
             self.asked.append(loss.item())
             return self.derivative(task, loss)
 
-        return How(self.loss_and_items, lambda loss: (loss * self.loss_scale).backward(), derivative, self.loss_scale)
+        return How(of_one(self.loss_and_items), self.backward, derivative, self.loss_scale)
+
+    def backward(self, loss: Tensor, retain_graph: bool) -> None:
+        (loss * self.loss_scale).backward(retain_graph=retain_graph)
 
     def measure(self, cuts: list[int], task: str = "a") -> TaskGradient:
-        return self.gradients.measure(task, [slice(*cut) for cut in zip(cuts, cuts[1:])], self.how())
+        return measure(self.gradients, task, [slice(*cut) for cut in zip(cuts, cuts[1:])], self.how())
 
     def expected(self, task: str = "a") -> tuple[float, int, list[Tensor | None], list[Tensor | None]]:
         """The same by autograd, in one piece, the derivative applied afterwards."""
@@ -147,7 +168,7 @@ def test_the_loss_scale_is_taken_out_and_put_back(cuts: list[int], loss_scale: f
     _, _, shared, heads = setting.expected()
     found = setting.measure(cuts)
     assert difference(found.shared, shared) < 1e-13 and difference(found.heads, heads) < 1e-13
-    setting.gradients.write(found.shared, found.heads, loss_scale)
+    setting.gradients.write(found.flat, found.heads, loss_scale)
     for part, expected in ((setting.gradients.shared, shared), (setting.gradients.heads, heads)):
         scaled = [None if one is None else loss_scale * one for one in expected]
         assert difference(GradientVector([parameter.grad for parameter in part.values()]), scaled) < 1e-13
@@ -161,7 +182,7 @@ def test_an_absent_task(cuts: list[int]) -> None:
     assert (found.loss, found.num_items, found.norm) == (0.0, 0, 0.0)
     assert not any(tensor is not None for tensor in (*found.shared.tensors, *found.heads.tensors))
     assert all(parameter.grad is None for parameter in setting.model.parameters())
-    none = setting.gradients.measure("a", [], setting.how())
+    none = measure(setting.gradients, "a", [], setting.how())
     assert (none.num_items, none.shared.tensors) == (0, found.shared.tensors)
 
 
@@ -173,7 +194,7 @@ def test_what_is_not_reached_is_none_and_written_so() -> None:
         assert reached == {
             f"{part}.{kind}" for part in ("trunk", *(["side"] if task == "b" else [])) for kind in ("weight", "bias")
         }
-        setting.gradients.write(found.shared, found.heads)
+        setting.gradients.write(found.flat, found.heads)
         written = {name for name, parameter in setting.model.named_parameters() if parameter.grad is not None}
         assert written == reached | {f"heads.{task}.weight", f"heads.{task}.bias"}
         setting.model.zero_grad()
@@ -183,7 +204,7 @@ def test_parameters_in_half_precision_are_added_up_in_float32() -> None:
     setting = Setting(torch.bfloat16)
     found = setting.measure([0, 8])
     assert {tensor.dtype for tensor in found.shared.tensors if tensor is not None} == {torch.float32}
-    setting.gradients.write(found.shared, found.heads)
+    setting.gradients.write(found.flat, found.heads)
     assert setting.model.trunk.weight.grad.dtype == torch.bfloat16
 
 
@@ -198,9 +219,9 @@ def test_gradients_of_parameters_that_are_added_are_separate(order: str) -> None
         return ((parts[0] + parts[1]) * weights).sum() + 7, torch.tensor(float(batch))
 
     gradients = LocalGradients({"one": one, "other": other}, {})
-    how = How(forward, torch.Tensor.backward, lambda task, loss: torch.full_like(loss, 10.0))
+    how = How(of_one(forward), torch.Tensor.backward, lambda task, loss: torch.full_like(loss, 10.0))
     for batches in ([3], [3, 3]):
-        found = gradients.measure("a", batches, how)
+        found = measure(gradients, "a", batches, how)
         for tensor in found.shared.tensors:
             torch.testing.assert_close(tensor.reshape(6), 10 * weights)
 
@@ -219,9 +240,9 @@ def test_items_that_contradict_the_loss(loss: float, items: float, place: int | 
             return zero + loss, torch.tensor(items, dtype=torch.float64)
         return setting.loss_and_items(task, slice(0, 8))
 
-    how = How(forward, torch.Tensor.backward, setting.derivative)
+    how = How(of_one(forward), torch.Tensor.backward, setting.derivative)
     with pytest.raises(ValueError, match=rf"Task 'a': its loss is {loss:g} over num_items={items:g}\. .*zero or more"):
-        setting.gradients.measure("a", [0] if place is None else [0, 1], how)
+        measure(setting.gradients, "a", [0] if place is None else [0, 1], how)
     assert all(parameter.grad is None for parameter in setting.model.parameters())
 
 
@@ -243,7 +264,7 @@ def test_what_is_not_finite_shows(where: str, cuts: list[int], bad: float) -> No
 def test_skip(scaled: bool) -> None:
     setting = Setting()
     found = setting.measure([0, 8])
-    setting.gradients.write(found.shared, found.heads)
+    setting.gradients.write(found.flat, found.heads)
     setting.gradients.skip(scaled)
     for parameter in setting.model.parameters():
         assert parameter.grad.isinf().all() if scaled else parameter.grad is None

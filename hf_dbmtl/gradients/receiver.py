@@ -1,0 +1,115 @@
+"""Where the gradients of the shared parameters arrive."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from torch import Tensor, nn
+from torch._utils import _unflatten_dense_tensors
+
+
+__all__ = ["Hooks", "Receiver"]
+
+LARGE = 1 << 20  # entries from which a copy is cheaper than zeros to which autograd adds
+
+
+class Receiver:
+    """
+    Adds up gradients in one flat tensor that stays from task to task: left to `.grad`, the gradients of all parameters would
+    be given memory anew by the system for every task, which costs more than all that balancing does to them. Autograd adds
+    to views of the flat tensor where it can. A gradient of another type (that of a parameter in half precision) and one of
+    a large parameter is copied as soon as it is made, and its memory is free again.
+
+    Args:
+        parameters (`Sequence[torch.nn.Parameter]`):
+            The parameters.
+        flat (`torch.Tensor` of shape `(at least the sum of their sizes,)`):
+            Where their gradients are added up, one behind the other.
+        reached (`list[bool]`, *optional*):
+            The parameters whose gradients `flat` holds already. By default what it holds is overwritten.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], flat: Tensor, reached: list[bool] | None = None):
+        self.parameters = parameters
+        self.flat = flat
+        self.reached = [False] * len(parameters) if reached is None else reached
+        self._views = _unflatten_dense_tensors(flat, parameters)
+        self._in_place = [
+            parameter.dtype == flat.dtype and parameter.device == flat.device and parameter.numel() < LARGE
+            for parameter in parameters
+        ]
+        if reached is None:
+            self._clear()
+
+    def _clear(self) -> None:
+        """Zeros where autograd will add, in as few stretches as there are."""
+        start = end = 0
+        for parameter, here in zip(self.parameters, self._in_place):
+            if not here:
+                self.flat[start:end].zero_()
+                start = end + parameter.numel()
+            end += parameter.numel()
+        self.flat[start:].zero_()
+
+    @contextlib.contextmanager
+    def receiving(self, hooks: Hooks) -> Iterator[None]:
+        """Takes in the gradients of the backward pass that runs inside."""
+        for parameter, view, here in zip(self.parameters, self._views, self._in_place):
+            parameter.grad = view if here else None
+        hooks.receiver = self
+        try:
+            yield
+        finally:
+            hooks.receiver = None
+            for parameter in self.parameters:
+                parameter.grad = None
+
+    def arrived(self, position: int, parameter: Tensor) -> None:
+        """Told when a backward pass has made the gradient of a parameter."""
+        if not self._in_place[position]:
+            grad, parameter.grad = parameter.grad, None
+            if grad.is_sparse:
+                grad = grad.to_dense()
+            if self.reached[position]:
+                self._views[position].add_(grad)
+            else:
+                self._views[position].copy_(grad)
+        self.reached[position] = True
+
+    def finish(self) -> Tensor:
+        """The flat tensor, zero where no gradient has arrived."""
+        for view, here, reached in zip(self._views, self._in_place, self.reached):
+            if not here and not reached:
+                view.zero_()
+        return self.flat
+
+
+class Hooks:
+    """
+    Hooks on parameters, for as long as this context lasts, that tell a receiver what arrives.
+
+    Args:
+        parameters (`Sequence[torch.nn.Parameter]`):
+            The parameters.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]):
+        self.parameters = parameters
+        self.receiver: Receiver | None = None
+
+    def __enter__(self) -> Hooks:
+        self._handles = [
+            parameter.register_post_accumulate_grad_hook(partial(self._arrived, position))
+            for position, parameter in enumerate(self.parameters)
+        ]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _arrived(self, position: int, parameter: Tensor) -> None:
+        if self.receiver is not None:
+            self.receiver.arrived(position, parameter)
