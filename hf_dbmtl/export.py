@@ -15,14 +15,13 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
-from .configuration import POOLINGS
-from .heads import features, has_pooler
+from .features import features, flatten_choices
 from .modeling import MultiTaskModel
-from .stock_heads import WAYS, OwnHead, StockLayers, Way, agree, load_encoder, random_head, stock_layers
-from .tasks import Task
+from .stock_heads import OwnHead, agree, load_encoder, stock_layers
+from .stock_trial import NoStockClass, find_way, random_inputs
 
 
 __all__ = ["STOCK_KINDS", "StockKind", "export_task"]
@@ -53,6 +52,19 @@ STOCK_KINDS = {
     "multi_label_classification": StockKind(SEQUENCE, "multi_label_classification"),
     "regression": StockKind(SEQUENCE, "regression"),
     "token_classification": StockKind({"text": "AutoModelForTokenClassification"}),
+    "multiple_choice": StockKind({"text": "AutoModelForMultipleChoice"}),
+    "question_answering": StockKind(
+        {"text": "AutoModelForQuestionAnswering"},
+        logits=lambda output: torch.stack([output.start_logits, output.end_logits], -1),
+    ),
+}
+PIXELS = "the stock models for pixels read several layers of their encoders, the head here the last one"
+NO_STOCK_KIND = {
+    "masked_language_modeling": "as an auxiliary task it has no checkpoint of its own (the encoder alone is written by "
+    "model.encoder.save_pretrained)",
+    "semantic_segmentation": PIXELS,
+    "depth_estimation": PIXELS,
+    "surface_normals": PIXELS,
 }
 MODALITIES = {"input_ids": "text", "pixel_values": "image"}
 
@@ -67,7 +79,7 @@ def export_task(
     where this package has never been heard of.
 
     The logits are the same. That is tried out, not assumed: with random weights when the layers are matched, and with the
-    written checkpoint, loaded again, before it is put in place.
+    written checkpoint, loaded again, before it is put in place. Adapters in the encoder are merged into what is written.
 
     Args:
         model ([`MultiTaskModel`]):
@@ -95,6 +107,9 @@ def export_task(
         raise ValueError(f"Unknown task {task!r}: this model has {', '.join(map(repr, model.tasks))}.")
     folder = Path(folder)
     _check_folder(folder)
+    if model.config.adapter is not None:
+        model = copy.deepcopy(model)
+        model.merge_adapter()
     try:
         with _evaluating(model):
             return _export(model, task, folder, processing_class, kwargs)
@@ -102,13 +117,9 @@ def export_task(
         raise ValueError(f"Task {task!r} has no exact stock checkpoint: {error}") from error
 
 
-class NoStockClass(ValueError):
-    """Why a task cannot be exported."""
-
-
 def _export(model: MultiTaskModel, name: str, folder: Path, processing_class: Any, options: dict[str, Any]) -> Path:
     kind, config = _stock_config(model, name, processing_class)
-    inputs = _random_inputs(model, config, getattr(processing_class, "padding_side", "right"))
+    inputs = random_inputs(model, name, config, getattr(processing_class, "padding_side", "right"))
     dtype = model.encoder.dtype
     encoder, head = model.encoder, model.heads[name]
     if torch.finfo(dtype).bits < 32:  # compared in float32: the weights are the same numbers there
@@ -118,12 +129,12 @@ def _export(model: MultiTaskModel, name: str, folder: Path, processing_class: An
         stock = auto_class.from_config(config, dtype=encoder.dtype).to(encoder.device).eval()
     except ValueError as error:  # the auto class names the configurations that it knows
         raise NoStockClass(f"{auto_class.__name__} knows no model for {type(config).__name__}.") from error
-    outputs = encoder(**inputs, return_dict=True)
-    way = _find_way(stock, kind, model, name, encoder, head, outputs, inputs)
+    outputs = encoder(**flatten_choices(inputs), return_dict=True)
+    way = find_way(stock, kind.logits, model, head, encoder, outputs, inputs)
     load_encoder(stock, encoder)
     way(OwnHead.of(head), stock_layers(stock), encoder)
 
-    expected = head(_seen(model.tasks[name], outputs, model.config.pooling, inputs))
+    expected = head(features(head.level, outputs, model.config.pooling, inputs, encoder.config))
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder) as draft:  # what is wrong never gets to its place
         stock.to(dtype).save_pretrained(draft, **options)
@@ -142,9 +153,8 @@ def _stock_config(model: MultiTaskModel, name: str, processing_class: Any) -> tu
     task, modality = model.tasks[name], MODALITIES.get(model.main_input_name)
     kind = STOCK_KINDS.get(task.kind)
     if kind is None or modality not in kind.auto_classes:
-        raise NoStockClass(
-            f"there is no stock class for {task.kind.replace('_', ' ')} on an encoder of {model.main_input_name}."
-        )
+        what = f"there is no stock class for {task.kind.replace('_', ' ')} on an encoder of {model.main_input_name}"
+        raise NoStockClass(f"{NO_STOCK_KIND.get(task.kind, what)}.")
     config = copy.deepcopy(model.config.encoder)
     names = task.label_names or ([name] if task.num_labels == 1 else [f"LABEL_{i}" for i in range(task.num_labels)])
     config.id2label = dict(enumerate(names))
@@ -160,88 +170,6 @@ def _stock_config(model: MultiTaskModel, name: str, processing_class: Any) -> tu
                 "nor a tokenizer says which token that is: pass `processing_class=` with a pad_token."
             )
     return kind, config
-
-
-def _find_way(
-    stock: PreTrainedModel,
-    kind: StockKind,
-    model: MultiTaskModel,
-    name: str,
-    encoder: PreTrainedModel,
-    head: nn.Module,
-    outputs: ModelOutput,
-    inputs: dict[str, Tensor],
-) -> Way:
-    """The way to write the head into the stock model, found with random weights."""
-    what, task = type(stock).__name__, model.tasks[name]
-    if OwnHead.of(head) is None:
-        raise NoStockClass(f"its head, a {type(head).__name__}, is not made of one or two linear layers.")
-    lacking, left = load_encoder(stock, encoder)
-    if lacking:
-        raise NoStockClass(f"{what} also runs {_some(lacking)}, which this encoder does not have.")
-    if left:
-        raise NoStockClass(f"{what} has no place for {_some(left)}: merge adapters before.")
-    layers = stock_layers(stock)
-    if layers.out is None or layers.others:
-        raise NoStockClass(f"{what} has layers of its own that no weights turn off: {', '.join(layers.others)}.")
-    probe = random_head(head)
-
-    def fitting(pooling: str) -> Way | None:
-        expected = probe(_seen(task, outputs, pooling, inputs))
-        for way in WAYS:
-            load_encoder(stock, encoder)
-            if way(OwnHead.of(probe), layers, encoder) and agree(kind.logits(stock(**inputs)), expected):
-                return way
-        return None
-
-    if (way := fitting(model.config.pooling)) is not None:
-        return way
-    others = []
-    if task.level == "sequence":
-        known = [one for one in POOLINGS if one != "pooler" or has_pooler(encoder)]
-        others = [repr(one) for one in known if one != model.config.pooling and fitting(one)]
-    raise NoStockClass(_reason(layers, model, name, others))
-
-
-def _reason(layers: StockLayers, model: MultiTaskModel, name: str, poolings: list[str]) -> str:
-    """Why no way fits, and what would."""
-    what, labels = type(layers.model).__name__, model.tasks[name].num_labels
-    reasons = [f"no weights of {what} give what its head gives"]
-    if model.tasks[name].level == "sequence":
-        reasons[0] += f" on pooling={model.config.pooling!r}"
-    if poolings:
-        reasons.append(f"that of a model trained with pooling={' or '.join(poolings)} can be exported")
-    elif layers.out.bias is None:
-        reasons.append("its last layer has no bias, and neither has the norm before it")
-    if layers.dense is not None and 2 * labels > layers.dense.out_features:
-        reasons.append(f"its {layers.dense.out_features} hidden units are too few for {labels} labels")
-    return "; ".join(reasons) + "."
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _seen(task: Task, outputs: ModelOutput, pooling: str, inputs: dict[str, Tensor]) -> Tensor:
-    return features(task.level, outputs, pooling, inputs.get("attention_mask"))
-
-
-def _random_inputs(model: MultiTaskModel, config: PreTrainedConfig, padding_side: str) -> dict[str, Tensor]:
-    """Three random texts of several lengths, padded, or three random images."""
-    generator, device = torch.Generator().manual_seed(0), model.encoder.device
-    if model.main_input_name == "pixel_values":
-        size = getattr(config, "image_size", 64)
-        height, width = (size, size) if isinstance(size, int) else size
-        images = torch.randn(3, getattr(config, "num_channels", 3), height, width, generator=generator)
-        return {"pixel_values": images.to(device)}
-    text = config.get_text_config()
-    special = {text.pad_token_id, getattr(text, "eos_token_id", None)}
-    words = torch.tensor([index for index in range(min(text.vocab_size, 10_000)) if index not in special])
-    ids = words[torch.randint(len(words), (3, 12), generator=generator)]
-    mask = (torch.arange(12) < torch.tensor([[12], [9], [4]])).long()
-    mask = mask.flip(1) if padding_side == "left" else mask
-    ids = ids.where(mask.bool(), text.pad_token_id)
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
 def _check_folder(folder: Path) -> None:

@@ -12,6 +12,8 @@ from transformers import (
     AlbertConfig,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     BeitConfig,
@@ -43,14 +45,21 @@ from transformers import (
 import hf_dbmtl
 from hf_dbmtl import (
     Classification,
+    DepthEstimation,
+    MaskedLanguageModeling,
     MultiLabelClassification,
+    MultipleChoice,
     MultiTaskModel,
+    QuestionAnswering,
     Regression,
+    SemanticSegmentation,
     TokenClassification,
     export_task,
+    register_head,
 )
 from hf_dbmtl import export as export_module
 from hf_dbmtl.stock_heads import direct
+from hf_dbmtl.task import Task
 
 
 TASKS = {
@@ -358,36 +367,118 @@ def test_equal_logits_by_chance_are_not_enough(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_on_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_module, "_find_way", lambda *args: direct)
-    with pytest.raises(ValueError, match="loaded again, gives other logits"):
-        export_task(make_model("bert", "cls"), "topic", tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(export_module, "find_way", lambda *args: direct)
+        with pytest.raises(ValueError, match="loaded again, gives other logits"):
+            export_task(make_model("bert", "cls"), "topic", tmp_path)
     assert not list(tmp_path.iterdir())
-    export_task(make_model("bert", "pooler"), "topic", tmp_path)
+    export_task(make_model("bert", "cls"), "topic", tmp_path)
 
 
 class NormedHead(nn.Module):
-    def __init__(self) -> None:
+    level = "sequence"
+
+    def __init__(self, task: Task, encoder: PreTrainedModel) -> None:
         super().__init__()
-        self.norm, self.linear = nn.LayerNorm(16), nn.Linear(16, 3)
+        self.norm, self.linear = nn.LayerNorm(16), nn.Linear(16, task.width)
 
     def forward(self, seen: torch.Tensor) -> torch.Tensor:
         return self.linear(self.norm(seen))
 
 
-def test_heads_with_a_hidden_layer(tmp_path: Path) -> None:
-    model = make_model("roberta", "cls")
-    for activation, fits in ((nn.Tanh(), True), (nn.GELU(), False)):
-        torch.manual_seed(1)
-        model.heads["topic"] = nn.Sequential(nn.Dropout(0.1), nn.Linear(16, 16), activation, nn.Linear(16, 3))
-        if fits:
-            export_task(model, "topic", tmp_path / "fits")
-            assert difference(load(tmp_path / "fits", model), model, "topic") < 1e-6
-        else:
-            with pytest.raises(ValueError, match="no weights of RobertaForSequenceClassification give"):
-                export_task(model, "topic", tmp_path / "does not")
-    model.heads["topic"] = NormedHead()
-    with pytest.raises(ValueError, match="its head, a NormedHead, is not made of one or two linear layers"):
-        export_task(model, "topic", tmp_path / "does not")
+class TanhHead(nn.Sequential):
+    """That of RoBERTa."""
+
+    level = "sequence"
+
+    def __init__(self, task: Task, encoder: PreTrainedModel) -> None:
+        super().__init__(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, task.width))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "fits"),
+    [
+        ("electra", {"hidden_sizes": [16]}, True),
+        ("deberta-v2", {"hidden_sizes": [16]}, True),
+        ("electra", {"hidden_sizes": [12]}, False),
+        ("electra", {"hidden_sizes": [16, 16]}, False),
+        ("roberta", {"hidden_sizes": [16]}, False),
+        ("bert", {"hidden_sizes": [16]}, False),
+        ("roberta", {"head": "tanh"}, True),
+        ("bert", {"head": "tanh"}, True),
+        ("electra", {"head": "tanh"}, False),
+        ("bert", {"head": "normed"}, False),
+    ],
+)
+def test_heads_with_a_hidden_layer_and_of_ones_own(name: str, options: dict, fits: bool, tmp_path: Path) -> None:
+    register_head("tanh", TanhHead)
+    register_head("normed", NormedHead)
+    model = make_model(name, "cls", {"topic": Classification(3, **options)})
+    if fits:
+        export_task(model, "topic", tmp_path)
+        assert difference(load(tmp_path, model), model, "topic") < 1e-6
+    else:
+        with pytest.raises(ValueError, match="is not made of one or two linear layers|no weights of"):
+            export_task(model, "topic", tmp_path)
+
+
+# ---- further kinds
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling"),
+    [("bert", "pooler"), ("bert", "cls"), ("roberta", "pooler"), ("distilbert", "cls"), ("electra", "cls")],
+)
+def test_multiple_choice(name: str, pooling: str, tmp_path: Path) -> None:
+    model = make_model(name, pooling, {"best": MultipleChoice(2)})
+    export_task(model, "best", tmp_path)
+    stock = AutoModelForMultipleChoice.from_pretrained(tmp_path).eval()
+    inputs = {key: value.unflatten(0, (2, 2)) for key, value in inputs_for(model.encoder).items()}
+    with torch.no_grad():
+        assert torch.allclose(stock(**inputs).logits, model.eval()(task="best", **inputs).logits, atol=1e-6)
+
+
+def test_multiple_choice_sees_what_the_pooling_says(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="trained with pooling='pooler' or 'cls' can be exported"):
+        export_task(make_model("bert", "mean", {"best": MultipleChoice(2)}), "best", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "deberta-v2", "electra", "mpnet", "gpt2", "llama"])
+def test_question_answering(name: str, tmp_path: Path) -> None:
+    model = make_model(name, "mean", {"squad": QuestionAnswering()})
+    model.config.encoder.id2label = {0: "a", 1: "b", 2: "c"}  # left over from a task that the encoder was tuned for
+    export_task(model, "squad", tmp_path)
+    stock = AutoModelForQuestionAnswering.from_pretrained(tmp_path).eval()
+    inputs = inputs_for(model.encoder)
+    with torch.no_grad():
+        output, logits = stock(**inputs), model.eval()(task="squad", **inputs).logits
+    # the stock models of decoders return them as they are, some encoders behind a clone
+    assert torch.allclose(torch.stack([output.start_logits, output.end_logits], -1), logits, atol=1e-6)
+    assert not torch.allclose(output.end_logits, logits[..., 0], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "reason"),
+    [
+        ("bert", MaskedLanguageModeling(), "as an auxiliary task"),
+        ("vit", SemanticSegmentation(3), "read several layers of their encoders"),
+        ("vit", DepthEstimation(), "read several layers of their encoders"),
+    ],
+)
+def test_kinds_without_a_stock_class(name: str, task: Task, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=reason):
+        export_task(make_model(name, tasks={"it": task}), "it", tmp_path)
+
+
+def test_adapters_are_merged_into_what_is_written(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model = make_model()
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["query", "value"], init_lora_weights=False))
+    without = model.encoder.encoder.layer[0].attention.self.query.base_layer.weight.clone()
+    export_task(model, "topic", tmp_path)
+    stock = load(tmp_path, model)
+    assert difference(stock, model, "topic") < 1e-6 and model.config.adapter is not None
+    assert not torch.equal(stock.bert.encoder.layer[0].attention.self.query.weight, without)
 
 
 def test_layers_put_into_the_encoder(tmp_path: Path) -> None:
