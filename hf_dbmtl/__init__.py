@@ -4,10 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModel
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration import MultiTaskConfig
 from .heads import register_head
 from .modeling import MultiTaskModel, MultiTaskOutput
+from .pipeline import MultiTaskPipeline
 from .tasks import (
     Classification,
     DepthEstimation,
@@ -42,6 +44,7 @@ __all__ = [
     "MultiTaskConfig",
     "MultiTaskModel",
     "MultiTaskOutput",
+    "MultiTaskPipeline",
     "MultiTaskProgressCallback",
     "MultiTaskTrainer",
     "MultiTaskTrainingArguments",
@@ -91,3 +94,4 @@ def __dir__() -> list[str]:
 # so that AutoModel.from_pretrained loads a saved folder without trust_remote_code
 AutoConfig.register(MultiTaskConfig.model_type, MultiTaskConfig)
 AutoModel.register(MultiTaskConfig, MultiTaskModel)
+PIPELINE_REGISTRY.register_pipeline("multi-task", MultiTaskPipeline, pt_model=AutoModel, type="multimodal")
