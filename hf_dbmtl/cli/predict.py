@@ -31,8 +31,9 @@ def run(given: argparse.Namespace) -> None:
     if given.batch_size < 1:
         raise CommandError(f"--batch_size must be 1 or more, and is {given.batch_size}.")
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     model, processing_class = load_model(given.model)
-    tasks = choose_tasks(model, given.tasks)
+    tasks = None if given.tasks is None else choose_tasks(model, given.tasks)
     images = model.main_input_name == "pixel_values"
     ask = pipeline(
         "multi-task",
@@ -44,10 +45,13 @@ def run(given: argparse.Namespace) -> None:
     rows, asked = itertools.tee(read_rows(given.files, images))
     questions = (_question(row, columns, images) for row in asked)
     count = 0
-    with open(given.output, "w", encoding="utf-8") if given.output else nullcontext(sys.stdout) as out:
-        for row, answers in zip(rows, ask(questions, batch_size=given.batch_size, tasks=tasks), strict=True):
-            out.write(json.dumps({**row, "predictions": answers}, ensure_ascii=False, default=_plain) + "\n")
-            count += 1
+    try:
+        with open(given.output, "w", encoding="utf-8") if given.output else nullcontext(sys.stdout) as out:
+            for row, answers in zip(rows, ask(questions, batch_size=given.batch_size, tasks=tasks), strict=True):
+                out.write(json.dumps({**row, "predictions": answers}, ensure_ascii=False, default=_plain) + "\n")
+                count += 1
+    except (TypeError, ValueError) as error:  # of the pipeline, which names the task and the remedy
+        raise CommandError(str(error)) from error
     if given.output:
         print(f"{count} rows in {given.output}", file=sys.stderr)
 
@@ -106,15 +110,18 @@ def _question(row: dict[str, Any], columns: list[str], images: bool) -> Any:
     for column in columns:
         if not isinstance(row.get(column), str):
             known = ", ".join(map(str, row))
-            what = (
-                f"the column '{column}' holds {row[column]!r}, no text"
-                if column in row
-                else f"there is no column '{column}'"
-            )
-            hint = "" if column in row else nearest(column, row)
-            raise CommandError(f"{what}{hint or '.'} Name it by --text; the columns are {known}.")
-    first, *second = (row[column] for column in columns)
-    return {"text": first, "text_pair": second[0]} if second else first
+            if column in row:
+                raise CommandError(
+                    f"the column '{column}' holds {row[column]!r} in one row: --text names one of texts."
+                )
+            hint = nearest(column, row) or "."
+            raise CommandError(f"there is no column '{column}'{hint} Name the texts by --text; there are {known}.")
+    if columns == ["question", "context"]:
+        return {column: row[column] for column in columns}
+    texts = dict(zip(("text", "text_pair"), (row[column] for column in columns)))
+    if isinstance(row.get("choices"), list):
+        texts["choices"] = row["choices"]
+    return texts if len(texts) > 1 or not images else row[columns[0]]
 
 
 def _plain(value: Any) -> Any:
