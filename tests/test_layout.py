@@ -86,10 +86,10 @@ class MeanOfMeans(MeanOfLogs):
 
 def wrong_trainer(gradients: type[LocalGradients]) -> type[MultiTaskTrainer]:
     class Wrong(MultiTaskTrainer):
-        def create_optimizer(self, model=None):
-            optimizer = super().create_optimizer(model)
+        def create_scheduler(self, *args, **kwargs):
+            scheduler = super().create_scheduler(*args, **kwargs)
             self.gradients.__class__ = gradients
-            return optimizer
+            return scheduler
 
     return Wrong
 

@@ -407,8 +407,8 @@ class Spare(Net):
 class ZeroFilled(MultiTaskTrainer):
     """The mistake: what nobody reached is given a zero gradient."""
 
-    def create_optimizer(self, model=None):
-        optimizer = super().create_optimizer(model)
+    def create_scheduler(self, *args: Any, **kwargs: Any):
+        scheduler = super().create_scheduler(*args, **kwargs)
         write = self.gradients.write
 
         def write_zeros(*args: Any) -> None:
@@ -417,7 +417,7 @@ class ZeroFilled(MultiTaskTrainer):
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
         self.gradients.write = write_zeros
-        return optimizer
+        return scheduler
 
 
 @pytest.mark.parametrize("balancer", ["db_mtl", "ew", "max_norm"])
