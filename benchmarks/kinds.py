@@ -35,7 +35,7 @@ from hf_dbmtl.answers import answer_scores, extract_answers
 from hf_dbmtl.metrics import baseline_metrics, main_metric
 
 
-STEPS = {"texts": 120, "images": 300, "molecules": 300, "scenes": 250}
+STEPS = {"texts": 100, "images": 450, "molecules": 300, "scenes": 250}
 OPTIONS: dict[str, dict[str, Any]] = {
     "texts": {"learning_rate": 2e-4, "per_device_train_batch_size": 8, "warmup_steps": 0.1},
     "images": {"learning_rate": 1e-3, "per_device_train_batch_size": 32, "warmup_steps": 0.1},
