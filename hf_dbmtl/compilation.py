@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import nn
 
@@ -30,7 +31,8 @@ class CompilationMixin(_Base):
         task for a guard: a graph for every task, and after the eighth none.
         """
         super().create_accelerator_and_postprocess()
-        plugin = self.accelerator.state.dynamo_plugin
+        # from the arguments, or else from what `accelerate launch` has set
+        plugin = TorchDynamoPlugin(backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
         if plugin.backend != DynamoBackend.NO:
             self._compile_options = plugin.to_kwargs()
             self._compile_options.pop("use_regional_compilation", None)
@@ -53,5 +55,16 @@ class CompilationMixin(_Base):
         """Compiles what all tasks run, in place, before the model is prepared."""
         part = self._common_part()
         if self._compile_options is not None and part is not None and part._compiled_call_impl is None:
+            _leave_pooler_out(part)
             part.compile(**self._compile_options)
         return super()._wrap_model(model, *args, **kwargs)
+
+
+def _leave_pooler_out(encoder: nn.Module) -> None:
+    """
+    Has a pooler run as it is. The backward pass of a compiled graph gives every parameter in it a gradient, a zero where no
+    task has looked at what it makes, and an optimizer such as AdamW moves a weight whose gradient is zero.
+    """
+    pooler = getattr(encoder, "pooler", None)
+    if isinstance(pooler, nn.Module):
+        pooler.forward = torch.compiler.disable(pooler.forward)
