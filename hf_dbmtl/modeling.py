@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +28,11 @@ from .heads import MaskedLanguageModelingHead, make_head
 from .limits import MAX_NEW_PARAMETERS, limited_modules
 from .tasks import Task
 
+
+if (
+    TYPE_CHECKING
+):  # never imported here: transformers copies what is named so into a saved folder, code without a use too
+    from .pipeline import MultiTaskPipeline  # noqa: F401
 
 __all__ = ["MultiTaskModel", "MultiTaskOutput"]
 
@@ -100,7 +105,8 @@ class MultiTaskModel(AdapterMixin, PreTrainedModel):
         if config.adapter is not None:
             inject_adapter(encoder, config.adapter)
         self.encoder = encoder
-        self.heads = nn.ModuleDict({name: self._make_head(name, task) for name, task in self.tasks.items()})
+        with limited_modules():
+            self.heads = nn.ModuleDict({name: self._make_head(name, task) for name, task in self.tasks.items()})
         self.main_input_name = encoder.main_input_name
         self.input_modalities = encoder.input_modalities
         self.supports_gradient_checkpointing = encoder.supports_gradient_checkpointing
