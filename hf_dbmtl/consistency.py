@@ -47,8 +47,8 @@ def check_same(what: Mapping[str, int], device: torch.device, remedy: str) -> No
     high, low = largest.cpu().chunk(2)
     different = [name for name, same in zip(what, (high == ~low).tolist()) if not same]
     if different:
-        more = f" and {len(different) - 1} more" if len(different) > 1 else ""
-        raise RuntimeError(f"The processes of this run differ in {different[0]}{more}. {remedy}")
+        more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+        raise RuntimeError(f"The processes of this run differ in {', '.join(different[:3])}{more}. {remedy}")
 
 
 class ConsistencyCheck(TrainerCallback):
@@ -56,8 +56,9 @@ class ConsistencyCheck(TrainerCallback):
     Ends a run whose processes have come apart, on every one of them.
 
     At the beginning the number of steps, the tasks, and the sizes of their datasets are compared, which must be the same
-    for the processes not to wait for one another for ever. With `consistency_check_steps` also the first and the last row of every dataset,
-    and every so many steps the parameters that each process holds whole and the balancer's state, bit by bit.
+    for the processes not to wait for one another for ever. With `consistency_check_steps` also the first and the last row
+    of every dataset, and every so many steps the parameters that each process holds whole and the balancer's state, bit by
+    bit.
 
     Args:
         trainer ([`MultiTaskTrainer`]):
@@ -76,7 +77,7 @@ class ConsistencyCheck(TrainerCallback):
         found["the names of the parameters"] = zlib.crc32(repr(list(trainer.gradients.shared)).encode())
         for task, dataset in (trainer.train_dataset or {}).items():
             found[f"the number of rows of task '{task}'"] = len(dataset)
-        # one by one where their number may differ: the exchange itself must have one size
+        # apart: what is exchanged below must be as long on every process
         check_same({"the number of tasks": len(trainer.tasks)}, args.device, SAME_DATA)
         check_same(found, args.device, SAME_DATA)
         if args.consistency_check_steps:

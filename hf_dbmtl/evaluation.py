@@ -226,8 +226,8 @@ class EvaluationMixin:
         """Adds the loss of a batch to the sum, without the rows that fill up the last batch of several processes."""
         rows = find_batch_size(named) or 0
         count = new_rows(self.accelerator, rows)
-        if count < rows:
-            part = first_rows(named, rows, max(count, 1))  # FSDP wants a forward of all processes or of none
+        if count is not None:  # on all processes: FSDP wants a forward pass of all or of none
+            part = first_rows(named, rows, max(count, 1))
             loss, outputs = self.compute_loss(model, part, return_outputs=True)
             items = float(self._num_items(outputs, part)) if count else 0.0
         if items:

@@ -12,14 +12,15 @@ from torch import Tensor
 __all__ = ["first_rows", "new_rows"]
 
 
-def new_rows(accelerator: Accelerator, rows: int) -> int:
+def new_rows(accelerator: Accelerator, rows: int) -> int | None:
     """
-    How many of the `rows` in this process's current batch count. The last batches of all processes, one behind the other,
-    hold what was left of the dataset, and then rows that have been evaluated already.
+    How many of the `rows` in this process's current batch count, `None` where on every process all of them do. The last
+    batches of all processes, one behind the other, hold what was left of the dataset, and then rows that have been evaluated
+    already.
     """
     state = accelerator.gradient_state
     if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
-        return rows
+        return None
     return min(max(state.remainder - accelerator.process_index * rows, 0), rows)
 
 
