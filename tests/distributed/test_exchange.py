@@ -11,9 +11,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from helpers import TASKS, arguments, tiny_data, tiny_dataset, tiny_model  # noqa: E402
 from launching import outcomes  # noqa: E402
+from paper_arithmetic import averages, ddp_buffers, ddp_sent, fsdp_sent, reducing_each, table  # noqa: E402
 
 from hf_dbmtl import MultiTaskTrainer  # noqa: E402
 
@@ -51,13 +54,13 @@ def test_ddp(run: str, seen: dict) -> None:
         assert found["calls"]["reduce_scatter"] == T and found["calls"]["all_gather"] == 1
         assert found["sizes"]["reduce_scatter"] == T * padded * 4 and found["sizes"]["all_gather"] == padded * 4
         volume = found["volumes"]["reduce_scatter"] + found["volumes"]["all_gather"]
-        reducing_each = T * 2 * (W - 1) / W * whole * 4
-        padding = (T + 1) * (padded - whole) * 4 * (W - 1) / W
-        assert volume - padding <= reducing_each * (T + 1) / (2 * T)
+        assert volume == ddp_sent(T, padded, W)
+        padding = volume - ddp_sent(T, whole, W)
+        assert volume - padding <= reducing_each(T, whole, W) * (T + 1) / (2 * T)
         # beside it the heads once, and a few numbers for every task: reached parameters, losses, norms
         assert found["sizes"]["all_reduce"] - found["heads"] * 4 <= T * 8 * (found["parameters"] + 4 + T * T + 2)
-        assert found["rows"] == [padded // W * 4] * T
-        assert found["buffers"] == [padded * 4] * 2
+        assert sum(found["rows"]) == averages(T, padded, W)
+        assert sum(found["buffers"]) == ddp_buffers(padded)
 
 
 @pytest.mark.parametrize("run", ["db_mtl 1", "db_mtl 2", "log+pcgrad 1"])
@@ -70,7 +73,9 @@ def test_fsdp(run: str, seen: dict) -> None:
         assert found["sizes"]["reduce_scatter"] == passes * reached * 4
         # for every forward pass, and again for every backward pass of what is not kept
         assert passes * whole * 4 <= found["sizes"]["all_gather"] <= 2 * passes * padded * 4
-        assert all(row <= padded // W * 4 for row in found["rows"]) and len(found["rows"]) == T
+        sent = found["volumes"]["reduce_scatter"] + found["volumes"]["all_gather"]
+        assert sent <= fsdp_sent(T, padded, W, passes // T, size=4)
+        assert len(found["rows"]) == T and sum(found["rows"]) <= averages(T, padded, W)
         assert sum(found["buffers"]) == 0  # everything shared is sharded
 
 
@@ -79,6 +84,10 @@ def test_the_whole_rows_would_be_more(seen: dict) -> None:
     (one, _) = of(seen, "counted")
     assert one["ddp db_mtl 1"]["sizes"] == one["ddp db_mtl 2"]["sizes"]
     assert one["fsdp db_mtl 2"]["sizes"]["reduce_scatter"] == 2 * one["fsdp db_mtl 1"]["sizes"]["reduce_scatter"]
+
+
+def test_the_table_is_that_of_the_formulas() -> None:
+    assert table() in (ROOT / "docs" / "scaling.md").read_text()
 
 
 def test_buffers_are_averaged(seen: dict) -> None:
@@ -116,9 +125,8 @@ def test_processes_that_come_apart(seen: dict) -> None:
     one, other = of(seen, "come_apart")
     assert one == other
     assert one["same"] == one["rows, unchecked"] == one["drift, unchecked"] == ""
-    assert one["size"].startswith(
-        "The processes of this run differ in the number of steps, the number of rows of task 'score'."
-    )
+    assert one["size"].startswith("The processes of this run differ in the number of steps")
+    assert "the number of rows of task 'score'" in one["size"]
     assert one["rows"].startswith("The processes of this run differ in the rows of task 'score'.")
     assert one["drift"].startswith("The processes of this run differ in the parameter 'heads.topic.linear.bias'.")
 
