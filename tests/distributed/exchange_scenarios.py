@@ -197,7 +197,7 @@ def come_apart(folder: Path) -> dict[str, Any]:
         "size": _error(folder, other_size),
         "rows": _error(folder, other_rows, consistency_check_steps=10),
         "rows, unchecked": _error(folder, other_rows),
-        "drift": _error(folder, same, [Drift()], consistency_check_steps=2),
+        "drift": _error(folder, same, [Drift()], consistency_check_steps=1),
         "drift, unchecked": _error(folder, same, [Drift()]),
     }
 
