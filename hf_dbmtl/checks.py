@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
-from torch.distributed.fsdp import CPUOffloadPolicy
+from torch.distributed.fsdp import CPUOffloadPolicy, StateDictType
 from transformers import TrainingArguments
 from transformers.debug_utils import DebugOption
 from transformers.training_args import ParallelMode
@@ -48,11 +48,6 @@ def check_arguments(args: MultiTaskTrainingArguments) -> None:
             layerwise,
             f"optim='{args.optim.value}'",
             "it steps inside the backward pass, before the gradients of all tasks are there; use one such as 'adamw_torch'",
-        ),
-        (
-            args.torch_compile,
-            "torch_compile",
-            "it would compile the model anew for every task; compile the encoder itself",
         ),
         (args.use_liger_kernel, "use_liger_kernel", "it patches known model classes; apply it to the encoder yourself"),
         (
@@ -213,6 +208,12 @@ def _check_sharding(accelerator: Accelerator) -> None:
             bool(plugin.cpu_ram_efficient_loading),
             "cpu_ram_efficient_loading",
             "the heads, which are not sharded, would be lost on all processes but one; leave it out",
+        ),
+        (
+            plugin.state_dict_type != StateDictType.FULL_STATE_DICT,
+            f"state_dict_type={plugin.state_dict_type.name}",
+            "a parameter that no task has reached has no state in the optimizer, and such a checkpoint could not be read; use "
+            "FULL_STATE_DICT",
         ),
         (
             accelerator.parallelism_config is not None,

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import EvalPrediction
+from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import BestRun, EvalLoopOutput, HPSearchBackend, PredictionOutput, speed_metrics
 
+from .buffers import average_buffers
 from .collators import LABEL_COLUMNS
 from .dataset_checks import check_datasets, check_names
 from .metrics import AnswerMetric, default_compute_metrics, main_metric, resolve_metric
+from .repeated_rows import first_rows, new_rows
 
 
 __all__ = ["EvaluationMixin"]
@@ -125,6 +128,7 @@ class EvaluationMixin:
         prefix: str,
         prediction_loss_only: bool = False,
     ) -> dict[str, EvalLoopOutput]:
+        average_buffers(self.model)
         own = given is self.eval_dataset
         if given is None:
             raise ValueError("Evaluation needs an `eval_dataset`, a dictionary of one dataset per task.")
@@ -209,10 +213,7 @@ class EvaluationMixin:
         with torch.no_grad(), self.compute_loss_context_manager():
             if labels:
                 loss, outputs = self.compute_loss(model, named, return_outputs=True)
-                items = float(self._num_items(outputs, inputs))
-                if items:
-                    self._loss_sum += items * loss.item()
-                    self._item_sum += items
+                self._add_loss(model, named, loss, float(self._num_items(outputs, inputs)))
             else:
                 outputs = model(**named)
         if prediction_loss_only:
@@ -220,6 +221,18 @@ class EvaluationMixin:
         entries = outputs.items() if isinstance(outputs, Mapping) else vars(outputs).items()
         logits = tuple(value.detach() for key, value in entries if key not in ignored and isinstance(value, Tensor))
         return loss, _unpack(logits), _unpack(labels)
+
+    def _add_loss(self, model: nn.Module, named: dict[str, Any], loss: Tensor, items: float) -> None:
+        """Adds the loss of a batch to the sum, without the rows that fill up the last batch of several processes."""
+        rows = find_batch_size(named) or 0
+        count = new_rows(self.accelerator, rows)
+        if count is not None:  # on all processes: FSDP wants a forward pass of all or of none
+            part = first_rows(named, rows, max(count, 1))
+            loss, outputs = self.compute_loss(model, part, return_outputs=True)
+            items = float(self._num_items(outputs, part)) if count else 0.0
+        if items:
+            self._loss_sum += items * loss.item()
+            self._item_sum += items
 
     def _ignored_keys(self) -> list[str]:
         config = getattr(self.model, "config", None)

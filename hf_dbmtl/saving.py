@@ -16,6 +16,7 @@ from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
+from .buffers import average_buffers
 from .manifest import MANIFEST_NAME, UNLISTED, checkpoints, last_whole_checkpoint, what_is_wrong, write_manifest
 
 
@@ -90,6 +91,7 @@ class SavingMixin(_Base):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Saves as in transformers, then declares the checkpoint whole, and only then lets older ones go."""
+        average_buffers(self.model)
         run_dir = self._get_output_dir(trial=trial)
         folder = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         self._check_parameters(folder)

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers.utils import logging
+from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_NAME
 
 from .gradients import Gradients, make_gradients, split_parameters
+from .sharded_optimizer import load_sharded_optimizer
 
 
 __all__ = ["Filler", "ShardingMixin"]
-
-logger = logging.get_logger(__name__)
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base  # whose part it becomes
+else:
+    _Base = object
 
 
 class Filler(dict):
     """A batch that does not count: a process runs it to keep the others company in what FSDP exchanges."""
 
 
-class ShardingMixin:
+class ShardingMixin(_Base):
     """The part of [`MultiTaskTrainer`] that knows of sharded parameters."""
 
     gradients: Gradients | None
@@ -54,6 +58,25 @@ class ShardingMixin:
         if plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = _units(self.model)
         split_groups(optimizer, lambda parameter: parameter in whole)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        files = {True: OPTIMIZER_NAME_BIN, False: OPTIMIZER_NAME}  # by whether the model is sharded
+        if checkpoint is not None:
+            own, other = (
+                os.path.join(checkpoint, files[sharded]) for sharded in (self.is_fsdp_enabled, not self.is_fsdp_enabled)
+            )
+            if os.path.isfile(other) and not os.path.isfile(own):
+                raise ValueError(
+                    f"The checkpoint '{checkpoint}' was saved {'without' if self.is_fsdp_enabled else 'with'} FSDP, and its "
+                    "optimizer's state cannot be read otherwise. Resume as it was saved (the number of processes may differ), or "
+                    "load its weights into the model and start a new run."
+                )
+            if self.is_fsdp_enabled and os.path.isfile(own):
+                load_sharded_optimizer(checkpoint, self.accelerator, self.optimizer, self.model)
+                path = os.path.join(checkpoint, SCHEDULER_NAME)
+                self.lr_scheduler.load_state_dict(torch.load(path, weights_only=True))
+                return
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     def _has_mixed_mesh_grads(self, model: nn.Module) -> bool:
         return False  # accelerate's clipping knows sharded gradients beside others, and takes out the scaler's factor

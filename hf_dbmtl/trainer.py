@@ -19,8 +19,11 @@ from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
 from .balancing import Balancer
+from .buffers import AverageBuffers, Buffers
 from .checkpoint import load_balancer, save_balancer
 from .checks import check_arguments, check_layout, check_loss, check_measured, check_model
+from .compilation import CompilationMixin
+from .consistency import ConsistencyCheck
 from .dataset_checks import check_datasets
 from .evaluation import EvaluationMixin
 from .gradients import Gradients, GradientVector, How, TaskGradient
@@ -42,7 +45,15 @@ logger = logging.get_logger(__name__)
 
 
 class MultiTaskTrainer(
-    SavingMixin, LoadingMixin, EvaluationMixin, SecondLookMixin, ValidationMixin, PartsMixin, ShardingMixin, Trainer
+    SavingMixin,
+    LoadingMixin,
+    EvaluationMixin,
+    SecondLookMixin,
+    ValidationMixin,
+    PartsMixin,
+    ShardingMixin,
+    CompilationMixin,
+    Trainer,
 ):
     """
     transformers' [`~transformers.Trainer`] for a model that learns several tasks at once: every step computes the loss and
@@ -149,10 +160,13 @@ class MultiTaskTrainer(
         self._skip_limit = SkipLimit()
         self.add_callback(self._after_optimizer_step)
         self.add_callback(self._skip_limit)
+        self.add_callback(AverageBuffers())
+        self.add_callback(ConsistencyCheck(self))
         self._declare_tasks()
         freeze(self.model, args)
         self._split_parameters()  # raises where nothing is shared
         check_model(self.model, args, self._columns())
+        self._check_compilation()
         self._set_collators(data_collator)
         self._set_metrics(compute_metrics)
         self._check_data()
@@ -183,6 +197,7 @@ class MultiTaskTrainer(
             return torch.zeros((), device=self.args.device)
         micro_batches, self._micro_batches = self._micro_batches, []
         self._enter_training_mode(model)
+        buffers = Buffers(model)
 
         self.balancer.begin(epoch=int(self.state.epoch or 0))
         head_gradients: dict[str, GradientVector] = {}
@@ -194,6 +209,7 @@ class MultiTaskTrainer(
                 continue  # absent: not in the sum, its memory unmoved, its head without a gradient
             finite = measured.is_finite and self.balancer.take(task, measured.loss, measured.shared, measured.norm)
             if not finite:
+                buffers.restore()
                 return self._skip_step(task, measured)
             loss += self.balancer.task_weight(task) * measured.loss
             head_gradients[task] = measured.heads

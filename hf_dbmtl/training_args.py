@@ -69,6 +69,10 @@ class MultiTaskTrainingArguments(TrainingArguments):
         max_skipped_steps (`int`, *optional*, defaults to 100):
             After so many skipped steps in a row a checkpoint is saved and training ends with an error. `None` for never.
             (A gradient scaler skips a few while it looks for its scale.)
+        consistency_check_steps (`int`, *optional*, defaults to 0):
+            With several processes, every so many steps compare the parameters and the balancer's state of all of them bit by
+            bit, and end the run on every process where they differ; also compare the first and the last row of the
+            datasets at the beginning. 0 for never.
     """
 
     _VALID_DICT_FIELDS = [
@@ -153,6 +157,10 @@ class MultiTaskTrainingArguments(TrainingArguments):
             "choices": NON_FINITE_STRATEGIES,
         },
     )
+    consistency_check_steps: int = field(
+        default=0,
+        metadata={"help": "Every so many steps check that all processes hold the same parameters. 0 for never."},
+    )
     max_skipped_steps: int | None = field(
         default=100,
         metadata={"help": "Save and end with an error after so many skipped steps in a row; null for never."},
@@ -189,6 +197,9 @@ class MultiTaskTrainingArguments(TrainingArguments):
                 raise ValueError(
                     f"`per_task_batch_size['{task}']` must be a whole number of 1 or more, and is {rows!r}."
                 )
+        every = self.consistency_check_steps
+        if not isinstance(every, int) or isinstance(every, bool) or every < 0:
+            raise ValueError(f"`consistency_check_steps` must be a whole number of 0 or more, and is {every!r}.")
         limit = self.max_skipped_steps
         if limit is not None and (type(limit) is not int or limit < 1):
             raise ValueError(f"`max_skipped_steps` must be a whole number of 1 or more, or None, and is {limit!r}.")

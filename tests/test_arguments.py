@@ -24,9 +24,6 @@ REFUSED: dict[str, list[tuple[dict, str]]] = {
         for name in OptimizerNames
         if name.value.endswith("_layerwise") or name.value in ("lomo", "adalomo")
     ],
-    "torch_compile": [({"torch_compile": True}, "`torch_compile`")],
-    "torch_compile_backend": [({"torch_compile_backend": "eager"}, "`torch_compile`")],
-    "torch_compile_mode": [({"torch_compile_mode": "default"}, "`torch_compile`")],
     "use_liger_kernel": [({"use_liger_kernel": True}, "`use_liger_kernel`")],
     "use_cache": [({"use_cache": True}, "`use_cache`")],
     "batch_eval_metrics": [({"batch_eval_metrics": True}, "`batch_eval_metrics`")],
@@ -51,7 +48,6 @@ REFUSED: dict[str, list[tuple[dict, str]]] = {
     ],
     "ddp_broadcast_buffers": [({"ddp_broadcast_buffers": True}, "`ddp_broadcast_buffers`")],
     "parallelism_config": [({"parallelism_config": ParallelismConfig()}, "`parallelism_config`")],
-    "fsdp": [({"fsdp": "full_shard"}, "`fsdp`")],
     "deepspeed": [({"deepspeed": {"zero_optimization": {"stage": 2}}}, "`deepspeed`")],
 }
 
@@ -65,7 +61,14 @@ STOCK: dict[str, tuple[str, ...]] = {
     ),
     "accelerate's scaler, which exists on a GPU alone (on a CPU a warning says so)": ("fp16",),
     "read by the optimizers that project gradients, packages of their own": ("optim_target_modules",),
-    "read where another field is set that is refused": ("liger_kernel_config", "fsdp_config"),
+    "read where another field is set that is refused": ("liger_kernel_config",),
+    "tested where they can be: tests/test_compilation.py and tests/distributed/test_sharded.py": (
+        "torch_compile",
+        "torch_compile_backend",
+        "torch_compile_mode",
+        "fsdp",
+        "fsdp_config",
+    ),
     "how DDP itself exchanges gradients, which it is not asked to do": (
         "ddp_bucket_cap_mb",
         "ddp_find_unused_parameters",

@@ -1,0 +1,138 @@
+"""Bytes and buffers by counters; evaluation and BatchNorm over processes; runs that come apart end on every process."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from helpers import TASKS, arguments, tiny_data, tiny_dataset, tiny_model  # noqa: E402
+from launching import outcomes  # noqa: E402
+from paper_arithmetic import averages, ddp_buffers, ddp_sent, fsdp_sent, reducing_each, table  # noqa: E402
+
+from hf_dbmtl import MultiTaskTrainer  # noqa: E402
+
+
+NAMES = ("counted", "averaged_buffers", "evaluated", "poisoned", "come_apart", "compiled")
+W, T = 2, len(TASKS)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
+    folder = tmp_path_factory.mktemp("exchange")
+    found = outcomes(W, "worker.py", folder, *(f"exchange_scenarios:{name}" for name in NAMES))
+    return {name: [outcome[f"exchange_scenarios:{name}"] for outcome in found] for name in NAMES}
+
+
+def of(seen: dict[str, list[dict]], name: str) -> list[dict]:
+    for outcome in seen[name]:
+        assert "error" not in outcome, outcome["error"]
+    return seen[name]
+
+
+def sizes(shapes: list[list[int]]) -> tuple[int, int, int]:
+    """The shared parameters; padded to slices of equal length; each padded to W times as many rows (FSDP)."""
+    whole = sum(map(math.prod, shapes))
+    rows = sum(-(-shape[0] // W) * W * math.prod(shape[1:]) for shape in shapes)
+    return whole, -(-whole // W) * W, rows
+
+
+@pytest.mark.parametrize("run", ["db_mtl 1", "db_mtl 2", "log+pcgrad 1"])
+def test_ddp(run: str, seen: dict) -> None:
+    for outcome in of(seen, "counted"):
+        found = outcome[f"ddp {run}"]
+        whole, padded, _ = sizes(found["shapes"])
+        assert whole != padded
+        assert found["calls"]["reduce_scatter"] == T and found["calls"]["all_gather"] == 1
+        assert found["sizes"]["reduce_scatter"] == T * padded * 4 and found["sizes"]["all_gather"] == padded * 4
+        volume = found["volumes"]["reduce_scatter"] + found["volumes"]["all_gather"]
+        assert volume == ddp_sent(T, padded, W)
+        padding = volume - ddp_sent(T, whole, W)
+        assert volume - padding <= reducing_each(T, whole, W) * (T + 1) / (2 * T)
+        # beside it the heads once, and a few numbers for every task: reached parameters, losses, norms
+        assert found["sizes"]["all_reduce"] - found["heads"] * 4 <= T * 8 * (found["parameters"] + 4 + T * T + 2)
+        assert sum(found["rows"]) == averages(T, padded, W)
+        assert sum(found["buffers"]) == ddp_buffers(padded)
+
+
+@pytest.mark.parametrize("run", ["db_mtl 1", "db_mtl 2", "log+pcgrad 1"])
+def test_fsdp(run: str, seen: dict) -> None:
+    passes = T * int(run[-1])
+    for outcome in of(seen, "counted"):
+        found = outcome[f"fsdp {run}"]
+        whole, _, padded = sizes(found["shapes"])
+        reached = padded - sizes([shape for shape in found["shapes"] if shape == [8, 8]][-1:])[2] - 8  # no pooler
+        assert found["sizes"]["reduce_scatter"] == passes * reached * 4
+        # for every forward pass, and again for every backward pass of what is not kept
+        assert passes * whole * 4 <= found["sizes"]["all_gather"] <= 2 * passes * padded * 4
+        sent = found["volumes"]["reduce_scatter"] + found["volumes"]["all_gather"]
+        assert sent <= fsdp_sent(T, padded, W, passes // T, size=4)
+        assert len(found["rows"]) == T and sum(found["rows"]) <= averages(T, padded, W)
+        assert sum(found["buffers"]) == 0  # everything shared is sharded
+
+
+def test_the_whole_rows_would_be_more(seen: dict) -> None:
+    """The control: what is counted depends on the layout and on the micro-batches."""
+    (one, _) = of(seen, "counted")
+    assert one["ddp db_mtl 1"]["sizes"] == one["ddp db_mtl 2"]["sizes"]
+    assert one["fsdp db_mtl 2"]["sizes"]["reduce_scatter"] == 2 * one["fsdp db_mtl 1"]["sizes"]["reduce_scatter"]
+
+
+def test_the_table_is_that_of_the_formulas() -> None:
+    assert table() in (ROOT / "docs" / "scaling.md").read_text()
+
+
+def test_buffers_are_averaged(seen: dict) -> None:
+    one, other = of(seen, "averaged_buffers")
+    assert one["before"] != other["before"]
+    mean = [(a + b) / 2 for a, b in zip(one["before"], other["before"])]
+    assert one["after"] == other["after"] == pytest.approx(mean, rel=1e-6)
+    assert one["evaluated"] == other["evaluated"]
+    assert one["counted"] == other["counted"] == 4
+
+
+def test_evaluation_is_that_of_one_process(seen: dict, tmp_path: Path) -> None:
+    data = {
+        task: tiny_dataset(TASKS[task], rows, seed, 0.3)
+        for seed, (task, rows) in enumerate(zip(TASKS, (10, 13, 3, 16), strict=True))
+    }
+    trainer = MultiTaskTrainer(
+        model=tiny_model(), args=arguments(tmp_path), train_dataset=tiny_data(rows=24), eval_dataset=data
+    )
+    expected = {key: value for key, value in trainer.evaluate().items() if key.endswith("_loss")}
+    assert len(expected) == T + 1
+    for outcome in of(seen, "evaluated"):
+        assert outcome["ddp"] == pytest.approx(expected, rel=1e-9)
+        assert outcome["fsdp"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_nan_on_one_process(seen: dict) -> None:
+    one, other = of(seen, "poisoned")
+    assert one == other
+    assert one["updates"][1] == 0 < one["updates"][0] and one["balanced"] == 2
+    assert math.isfinite(one["weights"]) and "Task 'traits'" in one["raised"]
+
+
+def test_processes_that_come_apart(seen: dict) -> None:
+    one, other = of(seen, "come_apart")
+    assert one == other
+    assert one["same"] == one["rows, unchecked"] == one["drift, unchecked"] == ""
+    assert one["size"].startswith("The processes of this run differ in the number of steps")
+    assert "the number of rows of task 'score'" in one["size"]
+    assert one["rows"].startswith("The processes of this run differ in the rows of task 'score'.")
+    assert one["drift"].startswith("The processes of this run differ in the parameter 'heads.topic.linear.bias'.")
+
+
+@pytest.mark.parametrize("layout", ["ddp", "fsdp"])
+def test_compiled(layout: str, seen: dict) -> None:
+    for outcome in of(seen, "compiled"):
+        assert outcome[f"{layout} compiled"]
+        assert outcome[layout] < 1e-10
