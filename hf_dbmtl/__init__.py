@@ -4,10 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModel
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration import MultiTaskConfig
 from .heads import register_head
 from .modeling import MultiTaskModel, MultiTaskOutput
+from .pipeline import MultiTaskPipeline
 from .tasks import (
     Classification,
     DepthEstimation,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from .balancing import make_balancer
     from .callbacks import MultiTaskProgressCallback, PlotCallback
     from .encoding import encode_choices, encode_questions, encode_words
+    from .export import export_task
     from .metrics import delta_p
     from .preemption import PreemptionCallback
     from .trainer import MultiTaskTrainer
@@ -41,6 +44,7 @@ __all__ = [
     "MultiTaskConfig",
     "MultiTaskModel",
     "MultiTaskOutput",
+    "MultiTaskPipeline",
     "MultiTaskProgressCallback",
     "MultiTaskTrainer",
     "MultiTaskTrainingArguments",
@@ -56,6 +60,7 @@ __all__ = [
     "encode_choices",
     "encode_questions",
     "encode_words",
+    "export_task",
     "make_balancer",
     "register_head",
 ]
@@ -71,6 +76,7 @@ _LAZY = {
     "encode_choices": ".encoding",
     "encode_questions": ".encoding",
     "encode_words": ".encoding",
+    "export_task": ".export",
     "make_balancer": ".balancing",
 }
 
@@ -88,3 +94,4 @@ def __dir__() -> list[str]:
 # so that AutoModel.from_pretrained loads a saved folder without trust_remote_code
 AutoConfig.register(MultiTaskConfig.model_type, MultiTaskConfig)
 AutoModel.register(MultiTaskConfig, MultiTaskModel)
+PIPELINE_REGISTRY.register_pipeline("multi-task", MultiTaskPipeline, pt_model=AutoModel, type="multimodal")

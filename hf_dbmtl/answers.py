@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 
-__all__ = ["WINDOW_COLUMNS", "answer_scores", "extract_answers"]
+__all__ = ["WINDOW_COLUMNS", "answer_scores", "best_span", "extract_answers"]
 
 WINDOW_COLUMNS = ("example", "context", "offsets")  # of `encode_questions`, beside the inputs
 
@@ -44,7 +44,7 @@ def extract_answers(
         raise ValueError(f"{len(predictions)} predictions are not those of {len(rows)} windows.")
     for logits, row in zip(predictions, rows):
         example, offsets = row["example"], np.array(row["offsets"])
-        score, start, end = _best_span(logits[: len(offsets)], offsets, max_answer_length, n_best)
+        score, start, end = best_span(logits[: len(offsets)], offsets, max_answer_length, n_best)
         if example not in best or score > best[example][0]:
             best[example] = score, row["context"][start:end]
         outside = logits[0].sum()  # of the first token, where a window without the answer points to
@@ -54,7 +54,7 @@ def extract_answers(
     }
 
 
-def _best_span(logits: np.ndarray, offsets: np.ndarray, longest: int, n_best: int) -> tuple[float, int, int]:
+def best_span(logits: np.ndarray, offsets: np.ndarray, longest: int, n_best: int) -> tuple[float, int, int]:
     """The score of the best span of a window, and where in the context it stands."""
     inside = offsets[:, 1] > 0
     first, last = (np.where(inside, column, -np.inf) for column in logits.T)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from .tasks import Task, task_from_dict
 __all__ = ["POOLINGS", "MultiTaskConfig"]
 
 POOLINGS = ("pooler", "cls", "mean", "last")
+# How `pipeline("multi-task", folder, trust_remote_code=True)` finds what to run, in the copy beside the weights.
+PIPELINES = {"multi-task": {"impl": "pipeline.MultiTaskPipeline", "pt": ["AutoModel"], "type": "multimodal"}}
 
 # A head lives in a ModuleDict under the name of its task: none of these can be one.
 _RESERVED = frozenset(dir(nn.ModuleDict()))
@@ -47,6 +50,8 @@ class MultiTaskConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         order = kwargs.pop("task_order", [])
+        if __package__ == "hf_dbmtl":  # where `pipeline` knows "multi-task" already, without trust_remote_code
+            kwargs.pop("custom_pipelines", None)
         check_sizes(kwargs, "config")
         if self.encoder is None or isinstance(self.encoder, dict):
             self.encoder = _encoder_config(self.encoder or {})
@@ -82,7 +87,7 @@ class MultiTaskConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         # config.json is written with sorted keys, but the order of the heads is that of their parameters in an
         # optimizer, whose state is saved by number.
-        values = super().to_dict() | {"task_order": list(self.tasks)}
+        values = super().to_dict() | {"task_order": list(self.tasks), "custom_pipelines": copy.deepcopy(PIPELINES)}
         if Path(values["encoder"].get("_name_or_path", "")).is_absolute():  # a folder here says nothing elsewhere
             del values["encoder"]["_name_or_path"]
         return values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +28,11 @@ from .heads import MaskedLanguageModelingHead, make_head
 from .limits import MAX_NEW_PARAMETERS, limited_modules
 from .tasks import Task
 
+
+if (
+    TYPE_CHECKING
+):  # never imported here: transformers copies what is named so into a saved folder, code without a use too
+    from .pipeline import MultiTaskPipeline  # noqa: F401
 
 __all__ = ["MultiTaskModel", "MultiTaskOutput"]
 
