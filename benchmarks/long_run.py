@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="where to write the figures, as JSON")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    figures = {
+    figures: dict[str, Any] = {
         "command": f"python benchmarks/long_run.py --steps {given.steps} --dtype {' '.join(given.dtype)}",
         "date": datetime.date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, CPU",
@@ -197,12 +197,13 @@ def main() -> None:
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
-        "runs": [run(given.steps, dtype) for dtype in given.dtype],
+        "runs": [],
     }
-    text = json.dumps(figures, indent=1)
-    print(text)
-    if given.output is not None:
-        given.output.write_text(text + "\n", encoding="utf-8")
+    for dtype in given.dtype:
+        figures["runs"].append(run(given.steps, dtype))
+        print(json.dumps(figures["runs"][-1], indent=1), flush=True)
+        if given.output is not None:  # after each: a run takes its time
+            given.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

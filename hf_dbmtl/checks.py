@@ -116,12 +116,14 @@ def check_arguments(args: MultiTaskTrainingArguments) -> None:
 def check_model(model: nn.Module, args: MultiTaskTrainingArguments, columns: Collection[str] | None) -> None:
     """Refuses the training arguments that a model which takes `columns` (`None`: any) cannot honour."""
     declared, kind = isinstance(model, MultiTaskModel), type(model).__name__
+    # transformers before 5.23 knows it by its older name only
+    asked = getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing
     able = hasattr(model, "activation_checkpointing_enable") or hasattr(model, "gradient_checkpointing_enable")
     checkpoints = able and getattr(model, "supports_gradient_checkpointing", True)
     main_input = getattr(model, "main_input_name", "input_ids")
     refusals = [
         (
-            args.activation_checkpointing and not checkpoints,
+            asked and not checkpoints,
             "activation_checkpointing",
             f"{type(model.encoder).__name__ if declared else kind} does not support it",
         ),

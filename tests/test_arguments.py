@@ -104,14 +104,18 @@ STOCK: dict[str, tuple[str, ...]] = {
 }
 
 
+KNOWN = {field.name for field in fields(TrainingArguments)}
+NEW = {"activation_checkpointing", "activation_checkpointing_kwargs"}  # of transformers 5.23
+CHECKPOINTING = {"activation_checkpointing", "gradient_checkpointing"}  # its name, and what it was called before
+
+
 def test_the_table_holds_every_field() -> None:
     stock = [field for group in STOCK.values() for field in group]
     assert len(stock) == len(set(stock))
     assert not set(stock) & (PROBES.keys() | REFUSED.keys()), "a field with a probe is not untouched"
     table = PROBES.keys() | REFUSED.keys() | set(stock)
-    known = {field.name for field in fields(TrainingArguments)}
-    assert known - table == set(), "transformers has fields that are not in the table"
-    assert table - known == set(), "the table has fields that transformers has no more"
+    assert KNOWN - table == set(), "transformers has fields that are not in the table"
+    assert table - KNOWN - NEW == set(), "the table has fields that transformers has no more"
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +126,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Seeing:
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("function", dict.fromkeys(PROBES.values()), ids=lambda function: function.__name__)
 def test_it_works(function: Probe, tmp_path: Path, plain: Seeing) -> None:
+    if NEW - KNOWN and NEW & {name for name, probe in PROBES.items() if probe is function}:
+        pytest.skip("needs transformers 5.23")
     function(tmp_path, plain)
 
 
@@ -149,7 +155,7 @@ def test_what_is_not_an_argument_here(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"activation_checkpointing": True}, "`activation_checkpointing`: ObjectModule does not support it"),
+        ({sorted(KNOWN & CHECKPOINTING)[0]: True}, "`activation_checkpointing`: ObjectModule does not support it"),
         ({"neftune_noise_alpha": 5.0}, "`neftune_noise_alpha`: .* ObjectModule has no method `get_input_embeddings`"),
         ({"include_for_metrics": ["inputs"]}, r"`include_for_metrics=\['inputs'\]`: ObjectModule takes no 'input_ids'"),
     ],
