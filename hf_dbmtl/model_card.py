@@ -198,6 +198,7 @@ def content_from_trainer(trainer: MultiTaskTrainer, **overrides: Any) -> ModelCa
     from .configuration import MultiTaskConfig
 
     args, state = trainer.args, trainer.state
+    repo_id = getattr(trainer, "hub_model_id", None) or args.hub_model_id  # with its owner, once the repository is there
     config = getattr(trainer.model, "config", None)  # a module of the user's own need not have one
     train, evaluated = (
         (sets if isinstance(sets, Mapping) else {}) for sets in (trainer.train_dataset, trainer.eval_dataset)
@@ -214,8 +215,8 @@ def content_from_trainer(trainer: MultiTaskTrainer, **overrides: Any) -> ModelCa
     best = state.best_global_step if args.load_best_model_at_end else None
     results, averages = _results(state.log_history, list(read["tasks"]), best)
     read |= {
-        "model_name": (args.hub_model_id or Path(args.output_dir).resolve().name or "model").split("/")[-1],
-        "repo_id": args.hub_model_id,
+        "model_name": (repo_id or Path(args.output_dir).resolve().name or "model").split("/")[-1],
+        "repo_id": repo_id,
         "balancer": describe_balancer(args.balancer),
         "balancer_kwargs": _options(args.make_balancer()) | dict(args.balancer_kwargs or {}),
         "hyperparameters": _hyperparameters(args),
