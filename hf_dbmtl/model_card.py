@@ -198,7 +198,9 @@ def content_from_trainer(trainer: MultiTaskTrainer, **overrides: Any) -> ModelCa
     from .configuration import MultiTaskConfig
 
     args, state = trainer.args, trainer.state
-    repo_id = getattr(trainer, "hub_model_id", None) or args.hub_model_id  # with its owner, once the repository is there
+    repo_id = (
+        getattr(trainer, "hub_model_id", None) or args.hub_model_id
+    )  # with its owner, once the repository is there
     config = getattr(trainer.model, "config", None)  # a module of the user's own need not have one
     train, evaluated = (
         (sets if isinstance(sets, Mapping) else {}) for sets in (trainer.train_dataset, trainer.eval_dataset)
