@@ -42,6 +42,38 @@ several processes: torchrun --nproc_per_node 2 -m hf_dbmtl train config.yaml
                or: accelerate launch -m hf_dbmtl train config.yaml\
 """
 
+COMPARE = """\
+Train a model for each task alone and one for each balancer, over several seeds, and compare them in one table: mean and
+deviation per task, the relative improvement over the single-task models (Δp), time and memory per step.
+
+The file and the settings are those of `hf-dbmtl train`; everything goes to OUTPUT_DIR/compare. The same command, started
+again after whatever ended it, goes on with the runs that are not finished.\
+"""
+
+EVALUATE = """\
+Evaluate a trained model on the evaluation data of a YAML file, those it was trained by or another. Its tasks may be some of the
+model's.\
+"""
+
+INSPECT = """\
+Show what a run will be before it is: tasks and rows, the first row of each as the encoder reads it, rows per step, steps,
+shared and head parameters, and the memory that the balancer will take.\
+"""
+
+PREDICT = """\
+Predict for files or standard input, one JSON object per line out: the row with what the tasks predict. The encoder runs once
+for all tasks.
+
+  hf-dbmtl predict outputs/glue reviews.csv --text review
+  echo "A fine film." | hf-dbmtl predict outputs/glue --tasks sst2,cola
+
+csv, tsv and jsonl files have columns; any other file is one text per line. Standard input is text per line, or JSON objects.\
+"""
+
+EXPORT = """\
+Write one task of a trained model as a stock checkpoint of transformers, which loads where hf_dbmtl is not installed.\
+"""
+
 BALANCERS = """\
 List the balancing methods: what each looks at in a step, what it keeps in memory, and the paper it is from.
 
@@ -55,7 +87,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     _train(commands)
+    _compare(commands)
+    _inspect(commands)
+    _evaluate(commands)
+    _predict(commands)
+    _export(commands)
     _balancers(commands)
+    _command(commands, "env", "show versions and devices, for a bug report")
     return parser
 
 
@@ -92,6 +130,91 @@ def _train(commands: Any) -> None:
     )
     train.add_argument("--help_all", action="store_true", help="list every setting (takes seconds) and exit")
     _takes_settings(train)
+
+
+def _compare(commands: Any) -> None:
+    compare = _command(
+        commands,
+        "compare",
+        "compare balancers with one another and with single-task models",
+        usage="hf-dbmtl compare config.yaml --balancers ew,db_mtl [--seeds 3] [--any_setting value ...]",
+        description=COMPARE,
+    )
+    _takes_settings(compare)
+    compare.add_argument(
+        "--balancers",
+        default="ew,db_mtl",
+        metavar="NAMES",
+        help="with commas between them, or a YAML list with options: '[ew, {db_mtl: {beta: 0.5}}]' (default: %(default)s)",
+    )
+    compare.add_argument(
+        "--seeds",
+        default="3",
+        metavar="N",
+        help="how many, from the file's seed on, or these: 0,7,9 (default: %(default)s)",
+    )
+    compare.add_argument(
+        "--reference",
+        default="single-task",
+        metavar="METHOD",
+        help="what Δp is relative to; a balancer does without the single-task models (default: %(default)s)",
+    )
+    compare.add_argument(
+        "--metrics",
+        metavar="YAML",
+        help="the metrics of a task that Δp averages over, '{mrpc: [accuracy, f1]}'; by default its main metric",
+    )
+    compare.add_argument("--keep_models", action="store_true", help="keep the trained models")
+
+
+def _inspect(commands: Any) -> None:
+    inspect = _command(
+        commands,
+        "inspect",
+        "show what a run will be: data, steps, parameters, memory",
+        usage="hf-dbmtl inspect config.yaml [--any_setting value ...]",
+        description=INSPECT,
+    )
+    _takes_settings(inspect)
+
+
+def _evaluate(commands: Any) -> None:
+    evaluate = _command(
+        commands,
+        "evaluate",
+        "evaluate a trained model",
+        usage="hf-dbmtl evaluate config.yaml [--model folder] [--any_setting value ...]",
+        description=EVALUATE,
+    )
+    _takes_settings(evaluate)
+    evaluate.add_argument(
+        "--model", metavar="FOLDER", help="the trained model; by default that in the file's output_dir"
+    )
+
+
+def _predict(commands: Any) -> None:
+    predict = _command(commands, "predict", "predict for files or standard input", description=PREDICT)
+    predict.add_argument("model", metavar="MODEL", help="a trained model: a folder, or a name on the Hub")
+    predict.add_argument("files", nargs="*", metavar="FILE", help="what to predict for; by default standard input")
+    predict.add_argument("--tasks", metavar="NAMES", help="with commas between them; by default all")
+    predict.add_argument(
+        "--text",
+        default="text",
+        metavar="COLUMN",
+        help="of the texts, two for pairs: first,second (default: %(default)s)",
+    )
+    predict.add_argument("--output", metavar="FILE", help="where the lines go; by default standard output")
+    predict.add_argument(
+        "--batch_size", type=int, default=32, metavar="N", help="rows at a time (default: %(default)s)"
+    )
+    predict.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...; by default the first GPU there is")
+
+
+def _export(commands: Any) -> None:
+    export = _command(commands, "export", "write one task as a stock checkpoint", description=EXPORT)
+    export.add_argument("model", metavar="MODEL", help="a trained model: a folder, or a name on the Hub")
+    export.add_argument("task", metavar="TASK", help="the task")
+    export.add_argument("folder", metavar="FOLDER", help="where to write")
 
 
 def _balancers(commands: Any) -> None:

@@ -18,7 +18,7 @@ from .values import alternatives, fit, nearest, takes_mapping
 from .yaml_file import load_yaml, parse_yaml
 
 
-__all__ = ["read_config", "training_settings"]
+__all__ = ["build_config", "merge_config", "read_config", "run_settings", "training_settings"]
 
 # 50 records in a run of any length, so that there is something to plot: many have fewer than transformers' 500 steps
 LOGGING_STEPS = 0.02
@@ -41,18 +41,37 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> tuple[TrainSettings
         [`CommandError`]: an unknown setting, a value of the wrong type, one missing, or what the training arguments
             refuse. It names the file (or the command line), the setting and the nearest name.
     """
+    return build_config(merge_config(path, overrides), f"{path} and the command line" if overrides else path)
+
+
+def merge_config(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings of a file and a command line as one mapping, each checked for its name and type. See [`read_config`]."""
     known = run_settings() | training_settings()
     merged = _check(load_yaml(path), known, f"{path}: ")
     for keys, words in _split(overrides):
         _override(merged, known, keys, words, "command line: --")
-    own = {name: merged.pop(name) for name in run_settings() if name in merged}
+    return merged
+
+
+def build_config(merged: Mapping[str, Any], where: str) -> tuple[TrainSettings, MultiTaskTrainingArguments]:
+    """
+    The settings of a run from the mapping that [`merge_config`] made.
+
+    Args:
+        merged (`Mapping[str, Any]`):
+            The settings by name.
+        where (`str`):
+            Where they are from, for errors.
+    """
+    path = where.removesuffix(" and the command line")
+    own = {name: merged[name] for name in run_settings() if name in merged}
     settings = _build(TrainSettings, own, path, "")
     if not settings.tasks:
         raise CommandError(f"{path}: `tasks` must name one task at least.")
     for name in ("max_length", "max_train_samples", "max_eval_samples"):
         if (count := getattr(settings, name)) is not None and count < 1:
             raise CommandError(f"{path}: {name}: it must be 1 or more, and is {count}.")
-    return settings, _training_arguments(merged, f"{path} and the command line" if overrides else path)
+    return settings, _training_arguments({name: merged[name] for name in merged if name not in own}, where)
 
 
 @cache

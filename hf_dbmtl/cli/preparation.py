@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from datasets import Dataset
@@ -18,7 +19,7 @@ from .sources import as_list, load_rows, sample
 from .values import nearest
 
 
-__all__ = ["Data", "load_data"]
+__all__ = ["Data", "load_data", "load_evaluation"]
 
 
 @dataclass
@@ -58,7 +59,49 @@ def load_data(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase, longe
                 reader = LabelReader.of(name, declared, as_list(task.label), rows)
                 into[name] = encode(sample(rows, count), tokenizer, as_list(task.text), reader, length)
         if eval_rows is not None:
-            data.baselines[name] = _baseline(name, declared, data.train[name], data.eval[name])
+            data.baselines[name] = _baseline(
+                name, declared, data.train[name]["labels"][:], data.eval[name]["labels"][:]
+            )
+    return data
+
+
+def load_evaluation(
+    settings: TrainSettings, tasks: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase, longest: int | None = None
+) -> Data:
+    """
+    Loads and tokenizes what a trained model is to be evaluated on, its labels as the model numbers them.
+
+    Args:
+        settings ([`TrainSettings`]):
+            The tasks, or some of the model's.
+        tasks (`Mapping[str, Task]`):
+            The tasks of the model.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The tokenizer.
+        longest (`int`, *optional*):
+            Tokens of an input, where the settings do not say.
+    """
+    data = Data({}, {}, {}, {})
+    for name, task in settings.tasks.items():
+        _check_task(name, task)
+        if name not in tasks:
+            raise CommandError(
+                f"Task '{name}': the model has no such task{nearest(name, tasks) or f', only {list(tasks)}.'}"
+            )
+        if tasks[name].kind != task.kind:
+            raise CommandError(f"Task '{name}': its kind is {task.kind}, and that of the model is {tasks[name].kind}.")
+        train_rows, rows = load_rows(name, task)
+        if rows is None:
+            continue
+        length = _max_length(name, task.max_length or settings.max_length, longest)
+        columns = as_list(task.label)
+        data.tasks[name] = tasks[name]
+        rows = sample(rows, task.max_eval_samples or settings.max_eval_samples)
+        data.eval[name] = encode(
+            rows, tokenizer, as_list(task.text), LabelReader.of(name, tasks[name], columns, rows), length
+        )
+        train_labels = LabelReader.of(name, tasks[name], columns, train_rows)(train_rows.select_columns(columns)[:])
+        data.baselines[name] = _baseline(name, tasks[name], train_labels, data.eval[name]["labels"][:])
     return data
 
 
@@ -81,10 +124,10 @@ def _max_length(name: str, wanted: int | None, longest: int | None) -> int | Non
     return longest if wanted is None else wanted
 
 
-def _baseline(name: str, task: Task, train_rows: Dataset, eval_rows: Dataset) -> dict[str, float]:
+def _baseline(name: str, task: Task, train_labels: list, eval_labels: list) -> dict[str, float]:
     """What never looking at the input reaches; and the check that the main metric is one that will be computed."""
     try:
-        metrics = baseline_metrics(task, train_rows["labels"][:], eval_rows["labels"][:])
+        metrics = baseline_metrics(task, train_labels, eval_labels)
     except ValueError:
         return {}  # no labels: the Trainer's own check says it better
     if metrics and main_metric(task) not in metrics:

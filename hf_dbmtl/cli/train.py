@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, enable_full_determinism, set_seed
-from transformers.utils import logging
 
 from hf_dbmtl_cli import CommandError
 
 from ..callbacks import MultiTaskProgressCallback, PlotCallback
-from ..configuration import MultiTaskConfig
-from ..metrics import main_metric
-from ..modeling import MultiTaskModel
 from ..preemption import PreemptionCallback
 from ..trainer import MultiTaskTrainer
 from ..training_args import MultiTaskTrainingArguments
+from .building import make_trainer, prepare
 from .config import read_config, run_settings, training_settings
-from .preparation import Data, load_data
 from .settings import Setting, TaskSettings, TrainSettings, settings_of
+from .tables import results_table
 
 
 __all__ = ["run", "train"]
-
-NO_LIMIT = 1_000_000  # tokenizers that know of no limit name a much larger number
 
 
 def run(given: argparse.Namespace) -> None:
@@ -58,13 +50,8 @@ def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTas
         [`CommandError`]: what is known to be wrong before the first step.
     """
     checkpoint = _checkpoint(args.resume_from_checkpoint)
-    logging.set_verbosity(args.get_process_log_level())
-    # the heads are made before the Trainer sets the seed
-    enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
-    tokenizer, longest = _load_tokenizer(settings)
-    with args.main_process_first(desc="loading and tokenizing the data"):  # the others find it in the cache
-        data = load_data(settings, tokenizer, longest)
-    trainer = _make_trainer(settings, args, tokenizer, data)
+    tokenizer, data = prepare(settings, args)
+    trainer = make_trainer(settings, args, tokenizer, data, callbacks=[PlotCallback(), PreemptionCallback()])
     MultiTaskProgressCallback.replace(trainer)
 
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -82,55 +69,10 @@ def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTas
         trainer.create_model_card(**card)
     if trainer.is_world_process_zero():
         console = Console()
-        console.print(_table(data, metrics))
+        rows = {name: len(rows) for name, rows in data.train.items()}
+        console.print(results_table(data.tasks, metrics, data.baselines, data.eval, rows))
         console.print(f"The model, its card and its metrics are in {args.output_dir}.", highlight=False, soft_wrap=True)
     return trainer
-
-
-def _load_tokenizer(settings: TrainSettings) -> tuple[PreTrainedTokenizerBase, int | None]:
-    """The tokenizer, and how many tokens it and the encoder take (`None` where neither tells)."""
-    name, options = settings.model_name_or_path, {"trust_remote_code": settings.trust_remote_code}
-    what = "model_name_or_path"
-    try:
-        config = AutoConfig.from_pretrained(name, revision=settings.model_revision or "main", **options)
-        if settings.tokenizer_name is None:
-            options["revision"] = settings.model_revision or "main"
-        else:
-            what, name = "tokenizer_name", settings.tokenizer_name
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        raise CommandError(f"{what} '{name}' could not be loaded: {' '.join(str(error).split())}") from error
-    if isinstance(config, MultiTaskConfig):
-        raise CommandError(
-            f"model_name_or_path '{settings.model_name_or_path}' has its heads already: name its encoder, or go on "
-            "with an interrupted run by --resume_from_checkpoint."
-        )
-    if tokenizer.pad_token is None:  # decoders have none; what is padded is masked
-        tokenizer.pad_token = tokenizer.eos_token
-    longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or NO_LIMIT)
-    return tokenizer, longest if longest < NO_LIMIT else None
-
-
-def _make_trainer(
-    settings: TrainSettings, args: MultiTaskTrainingArguments, tokenizer: PreTrainedTokenizerBase, data: Data
-) -> MultiTaskTrainer:
-    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
-    if settings.model_revision is not None:
-        options["revision"] = settings.model_revision
-    try:
-        model = MultiTaskModel.from_encoder(
-            settings.model_name_or_path, data.tasks, pooling=settings.pooling, processing_class=tokenizer, **options
-        )
-        return MultiTaskTrainer(
-            model=model,
-            args=args,
-            train_dataset=data.train,
-            eval_dataset=data.eval or None,
-            processing_class=tokenizer,
-            callbacks=[PlotCallback(), PreemptionCallback()],
-        )
-    except (OSError, TypeError, ValueError) as error:  # they name the task, the value and the remedy
-        raise CommandError(str(error)) from error
 
 
 def _checkpoint(given: str | bool | None) -> str | bool | None:
@@ -140,32 +82,6 @@ def _checkpoint(given: str | bool | None) -> str | bool | None:
             f"resume_from_checkpoint: there is no folder {given}. true takes the newest checkpoint in output_dir."
         )
     return given
-
-
-def _table(data: Data, metrics: Mapping[str, float]) -> Table:
-    """The main metric of every task beside the baseline's, and their average."""
-    table = Table(title="Results", title_justify="left", caption_justify="left")
-    table.caption = "baseline: always the most frequent class, or the mean" if metrics else "not evaluated"
-    for column in ("task", "metric"):
-        table.add_column(column)
-    for column in ("train", "eval", "baseline", "result", "loss"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, task in data.tasks.items():
-        metric, rows = main_metric(task), data.eval.get(name, ())
-        numbers = (
-            data.baselines.get(name, {}).get(metric),
-            metrics.get(f"eval_{name}_{metric}"),
-            metrics.get(f"eval_{name}_loss"),
-        )
-        table.add_row(name, metric, f"{len(data.train[name]):,}", f"{len(rows):,}", *map(_shown, numbers))
-    if metrics:
-        table.add_section()
-        table.add_row("average", "", "", "", "", *(_shown(metrics.get(key)) for key in ("eval_average", "eval_loss")))
-    return table
-
-
-def _shown(number: float | None) -> str:
-    return "" if number is None else f"{number:.4g}" if abs(number) >= 1000 else f"{number:.4f}"
 
 
 def _print_settings(console: Console) -> None:

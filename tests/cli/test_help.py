@@ -23,7 +23,7 @@ print(sorted({"torch", "transformers", "datasets", "hf_dbmtl"} & set(sys.modules
 """
 
 
-COMMANDS = ("train", "balancers")
+COMMANDS = ("train", "compare", "inspect", "evaluate", "predict", "export", "balancers", "env")
 
 
 @pytest.mark.parametrize(

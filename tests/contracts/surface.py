@@ -26,7 +26,7 @@ from hf_dbmtl import MultiTaskTrainingArguments
 from hf_dbmtl.balancing import balancer_names
 from hf_dbmtl.cli.config import run_settings
 from hf_dbmtl.cli.settings import Setting, TaskSettings, settings_of
-from hf_dbmtl_cli import _parser
+from hf_dbmtl_cli.commands import make_parser
 
 
 SNAPSHOT = Path(__file__).with_name("surface.txt")
@@ -38,7 +38,7 @@ def surface() -> str:
     parts = {module: list(_names(module)) for module in MODULES}
     parts["training arguments of its own"] = list(_own_arguments())
     parts["balancers"] = list(balancer_names())
-    parts["command line"] = list(_commands(_parser(), ""))
+    parts["command line"] = list(_commands(make_parser(), ""))
     parts["settings of the command line, beside the training arguments"] = list(_settings(run_settings(), ""))
     return "".join(f"# {title}\n" + "".join(f"{line}\n" for line in lines) + "\n" for title, lines in parts.items())
 

@@ -1,0 +1,107 @@
+"""From settings to what trains: the tokenizer, the data of all tasks, the model and its Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    enable_full_determinism,
+    set_seed,
+)
+from transformers.utils import logging
+
+from hf_dbmtl_cli import CommandError
+
+from ..configuration import MultiTaskConfig
+from ..modeling import MultiTaskModel
+from ..trainer import MultiTaskTrainer
+from ..training_args import MultiTaskTrainingArguments
+from .preparation import Data, load_data
+from .settings import TrainSettings
+
+
+__all__ = ["load_tokenizer", "longest_input", "make_trainer", "prepare"]
+
+NO_LIMIT = 1_000_000  # tokenizers that know of no limit name a much larger number
+
+
+def prepare(settings: TrainSettings, args: MultiTaskTrainingArguments) -> tuple[PreTrainedTokenizerBase, Data]:
+    """
+    Sets the seed, and loads the tokenizer and the data.
+
+    Raises:
+        [`CommandError`]: what cannot be loaded, or does not fit together.
+    """
+    logging.set_verbosity(args.get_process_log_level())
+    # the heads are made before the Trainer sets the seed
+    enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
+    tokenizer, longest = load_tokenizer(settings)
+    with args.main_process_first(desc="loading and tokenizing the data"):  # the others find it in the cache
+        return tokenizer, load_data(settings, tokenizer, longest)
+
+
+def load_tokenizer(settings: TrainSettings) -> tuple[PreTrainedTokenizerBase, int | None]:
+    """The tokenizer, and how many tokens it and the encoder take (`None` where neither tells)."""
+    name, options = settings.model_name_or_path, {"trust_remote_code": settings.trust_remote_code}
+    what = "model_name_or_path"
+    try:
+        config = AutoConfig.from_pretrained(name, revision=settings.model_revision or "main", **options)
+        if settings.tokenizer_name is None:
+            options["revision"] = settings.model_revision or "main"
+        else:
+            what, name = "tokenizer_name", settings.tokenizer_name
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{what} '{name}' could not be loaded: {' '.join(str(error).split())}") from error
+    if isinstance(config, MultiTaskConfig):
+        raise CommandError(
+            f"model_name_or_path '{settings.model_name_or_path}' has its heads already: name its encoder, or go on "
+            "with an interrupted run by --resume_from_checkpoint."
+        )
+    if tokenizer.pad_token is None:  # decoders have none; what is padded is masked
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer, longest_input(tokenizer, config)
+
+
+def longest_input(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int | None:
+    """How many tokens the tokenizer and an encoder of this configuration take; `None` where neither tells."""
+    longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or NO_LIMIT)
+    return longest if longest < NO_LIMIT else None
+
+
+def make_trainer(
+    settings: TrainSettings,
+    args: MultiTaskTrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Data,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> MultiTaskTrainer:
+    """
+    The Trainer of a new model for the tasks of `data`.
+
+    Raises:
+        [`CommandError`]: what the model or the Trainer refuses; it names the task, the value and the remedy.
+    """
+    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
+    if settings.model_revision is not None:
+        options["revision"] = settings.model_revision
+    try:
+        model = MultiTaskModel.from_encoder(
+            settings.model_name_or_path, data.tasks, pooling=settings.pooling, processing_class=tokenizer, **options
+        )
+        return MultiTaskTrainer(
+            model=model,
+            args=args,
+            train_dataset=data.train,
+            eval_dataset=data.eval or None,
+            processing_class=tokenizer,
+            callbacks=list(callbacks),
+        )
+    except (OSError, TypeError, ValueError) as error:  # they name the task, the value and the remedy
+        raise CommandError(str(error)) from error

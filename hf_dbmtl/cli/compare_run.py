@@ -1,0 +1,148 @@
+"""One run of `hf-dbmtl compare`, in a process of its own: what kills it does not end the others."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import replace
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import IntervalStrategy
+
+from ..conflicts import ConflictCallback
+from ..data import JointBatchSampler, rows_per_step
+from ..step_cost import StepCostCallback
+from ..trainer import MultiTaskTrainer
+from ..training_args import MultiTaskTrainingArguments
+from .building import make_trainer, prepare
+from .compare_plan import CONFIG, ERROR, RESULT, write_atomically
+from .config import read_config
+from .preparation import Data
+
+
+__all__ = ["in_child", "run_one"]
+
+LOG = "log.txt"
+MEASUREMENTS = 20  # of the cosines between the tasks, over the run
+
+
+def in_child(folder: str, task: str | None, keep_model: bool) -> None:
+    """What a child process runs: its output goes into the folder, and it ends when the process that started it does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent decides
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
+    log = os.open(Path(folder, LOG), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        run_one(folder, task, keep_model)
+    except BaseException as error:
+        traceback.print_exc()
+        write_atomically(Path(folder, ERROR), f"{type(error).__name__}: {error}\n")
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _die_with(sentinel: Any) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
+def run_one(folder: str, task: str | None = None, keep_model: bool = False) -> None:
+    """
+    Trains and evaluates by the settings in a folder, and leaves the result there.
+
+    Args:
+        folder (`str`):
+            The folder, with the settings in `config.yaml`.
+        task (`str`, *optional*):
+            Train on this task alone: as many steps as all of them take together, with as many of its rows in each.
+        keep_model (`bool`, *optional*, defaults to `False`):
+            Whether the trained model is kept.
+    """
+    settings, args = read_config(str(Path(folder, CONFIG)))
+    shutil.rmtree(args.output_dir, ignore_errors=True)  # what an interrupted run left
+    tokenizer, data = prepare(settings, args)
+    if task is not None:
+        args, data = alone(task, args, data)
+    cost = StepCostCallback()
+    trainer = make_trainer(settings, args, tokenizer, data, callbacks=[cost])
+    if len(data.tasks) > 1:
+        trainer.add_callback(ConflictCallback(trainer, every=1 / MEASUREMENTS))
+    trainer.train()
+    if keep_model:
+        trainer.save_model()
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        result = {
+            "metrics": by_task(metrics, trainer),
+            "seconds_per_step": cost.seconds,
+            "memory_bytes": cost.memory,
+            "steps": trainer.state.global_step,
+            "log_history": [_finite(record) for record in trainer.state.log_history],
+        }
+        write_atomically(Path(folder, RESULT), json.dumps(result, indent=1))
+        for checkpoint in Path(args.output_dir).glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        if not keep_model:
+            shutil.rmtree(args.output_dir, ignore_errors=True)
+
+
+def alone(task: str, args: MultiTaskTrainingArguments, data: Data) -> tuple[MultiTaskTrainingArguments, Data]:
+    """
+    The arguments and data of a model of one task. It is to see what the joint model sees of the task: as many steps, as many
+    rows in each, and evaluations as often; an epoch of its own data would be shorter.
+    """
+    parts = args.gradient_accumulation_steps * args.world_size
+    sizes = {name: len(rows) for name, rows in data.train.items()}
+    joint = rows_per_step(
+        sizes, args.train_batch_size, parts, args.mixing, args.mixing_temperature, args.per_task_batch_size
+    )
+    epoch = JointBatchSampler(
+        sizes, joint, parts, stopping_strategy=args.stopping_strategy, drop_last=args.dataloader_drop_last
+    ).steps
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+    changes: dict[str, Any] = {"max_steps": steps, "per_task_batch_size": {task: max(1, round(joint[task] / parts))}}
+    for what in ("eval", "save", "logging"):
+        if getattr(args, f"{what}_strategy") == IntervalStrategy.EPOCH:
+            changes |= {f"{what}_strategy": IntervalStrategy.STEPS, f"{what}_steps": epoch}
+    if args.metric_for_best_model not in (None, "loss", "eval_loss"):
+        changes |= {"metric_for_best_model": "average", "greater_is_better": True}
+    for name, value in changes.items():
+        setattr(args, name, value)
+    return args, replace(
+        data,
+        tasks={task: data.tasks[task]},
+        train={task: data.train[task]},
+        eval={name: rows for name, rows in data.eval.items() if name == task},
+    )
+
+
+def by_task(metrics: dict[str, float], trainer: MultiTaskTrainer) -> dict[str, dict[str, float]]:
+    """What `evaluate` returned, task by task."""
+    # the longest name first: 'a_b' owns eval_a_b_f1, although it begins with the 'a' of another task
+    found: dict[str, dict[str, float]] = {task: {} for task in trainer.tasks}
+    for key, value in metrics.items():
+        owner = max((task for task in found if key.startswith(f"eval_{task}_")), key=len, default=None)
+        if owner is not None:
+            found[owner][key.removeprefix(f"eval_{owner}_")] = value
+    return found
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: what is not finite is left out."""
+    return {key: value for key, value in record.items() if not (isinstance(value, float) and not math.isfinite(value))}
+
+
+if __name__ == "__main__":  # of several processes, as a launcher starts it
+    run_one(sys.argv[1], sys.argv[2] or None, sys.argv[3] == "keep")

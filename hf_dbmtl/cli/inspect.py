@@ -1,0 +1,151 @@
+"""`hf-dbmtl inspect`: what a run will be, before it is: data, steps, parameters, memory."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from hf_dbmtl_cli import CommandError
+
+from ..balancing import Balancer, NormWeighting
+from ..data import JointBatchSampler, rows_per_step
+from ..gradients import split_parameters
+from ..metrics import main_metric
+from ..training_args import MultiTaskTrainingArguments
+from .building import make_trainer, prepare
+from .config import read_config
+from .preparation import Data
+
+
+__all__ = ["balancer_memory", "run", "steps"]
+
+
+def run(given: argparse.Namespace) -> None:
+    """The command, as `hf_dbmtl_cli` parsed it."""
+    if given.config is None:
+        raise CommandError("name the YAML file: hf-dbmtl inspect config.yaml")
+    settings, args = read_config(given.config, given.settings)
+    tokenizer, data = prepare(settings, args)
+    trainer = make_trainer(settings, args, tokenizer, data)
+    shared, heads = split_parameters(trainer.model, None, args.freeze_encoder)
+    console = Console()
+    rows, epoch = steps(data, args)
+    console.print(_tasks(data, rows, heads), _first_rows(data, tokenizer))
+    total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+    summary = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    trained = f"{_count(shared.values()):,} shared, {_count(heads.values()):,} in the heads"
+    frozen = _count(one for one in trainer.model.parameters() if not one.requires_grad)
+    size = sum(one.numel() * max(4, one.element_size()) for one in shared.values())
+    balancer = args.make_balancer()
+    for name, value in {
+        "rows per step": f"{sum(rows.values()):,} ({_parts(args)})",
+        "steps": f"{epoch:,} an epoch, {total:,} in all ({total / epoch:.2f} epochs)",
+        "parameters": trained + (f", {frozen:,} frozen" if frozen else ""),
+        "balancer": _describe(args),
+        "its memory": f"{_bytes(balancer_memory(balancer, len(data.tasks), size))} above one gradient of the shared "
+        f"parameters ({_bytes(size)}); it keeps {balancer.memory.memory if balancer.memory else balancer.weighting.memory}",
+        "device": f"{args.device}, {args.world_size} process{'es' if args.world_size > 1 else ''}",
+    }.items():
+        summary.add_row(name, value)
+    console.print(summary)
+
+
+def steps(data: Data, args: MultiTaskTrainingArguments) -> tuple[dict[str, int], int]:
+    """The rows of each task in an optimizer step, and the steps of an epoch."""
+    parts = args.gradient_accumulation_steps * args.world_size
+    sizes = {name: len(rows) for name, rows in data.train.items()}
+    rows = rows_per_step(
+        sizes, args.train_batch_size, parts, args.mixing, args.mixing_temperature, args.per_task_batch_size
+    )
+    sampler = JointBatchSampler(
+        sizes, rows, parts, stopping_strategy=args.stopping_strategy, drop_last=args.dataloader_drop_last
+    )
+    return rows, sampler.steps
+
+
+def balancer_memory(balancer: Balancer, tasks: int, size: int) -> int:
+    """
+    The bytes that a balancer takes at its peak on one process, above one gradient of the shared parameters: averages and
+    other state of their size for the length of the run; within a step a running sum where the norms suffice, or else the
+    gradients of all tasks and their sum.
+
+    Args:
+        balancer ([`Balancer`]):
+            The balancer.
+        tasks (`int`):
+            The number of tasks.
+        size (`int`):
+            The bytes of one gradient of the shared parameters.
+    """
+    kept = tasks if balancer.memory is not None else 0
+    if balancer.memory is not None and balancer.memory.dtype is not None:
+        kept *= balancer.memory.dtype.itemsize / 4
+    if "coordinate_state" in balancer.weighting.holds:
+        kept += tasks
+    streams = (
+        isinstance(balancer.weighting, NormWeighting) and not balancer.validates and not balancer.transform.entangled
+    )
+    return int((kept + (1 if streams else tasks + 1)) * size)
+
+
+def _tasks(data: Data, rows: dict[str, int], heads: dict[str, nn.Parameter]) -> Table:
+    table = Table(title="Tasks", title_justify="left")
+    for column in ("task", "kind", "labels", "metric"):
+        table.add_column(column)
+    for column in ("train", "eval", "baseline", "rows/step", "head"):
+        table.add_column(column, justify="right")
+    for name, task in data.tasks.items():
+        metric = main_metric(task)
+        labels = ", ".join(task.label_names) if task.label_names else str(task.num_labels)
+        baseline = data.baselines.get(name, {}).get(metric)
+        table.add_row(
+            *(name, task.kind, labels if len(labels) <= 40 else f"{task.num_labels}: {labels[:36]}…", metric),
+            *(f"{len(data.train[name]):,}", f"{len(data.eval.get(name, ())):,}"),
+            *("" if baseline is None else f"{baseline:.4f}", str(rows[name])),
+            f"{_count(one for key, one in heads.items() if key.startswith(f'heads.{name}.')):,}",
+        )
+    return table
+
+
+def _first_rows(data: Data, tokenizer: PreTrainedTokenizerBase) -> Table:
+    """The first training row of every task as the encoder reads it: wrong columns show here."""
+    table = Table(title="First rows", title_justify="left", show_header=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    for name, rows in data.train.items():
+        text = tokenizer.decode(rows[0]["input_ids"]) if "input_ids" in rows.column_names else ""
+        lengths = [len(one) for one in rows[:1000].get("input_ids", [])]
+        size = f"{sum(lengths) / len(lengths):.0f} tokens on average, {max(lengths)} at most" if lengths else ""
+        label = str(rows[0]["labels"])
+        table.add_row(
+            name,
+            f"{text if len(text) <= 200 else text[:199] + '…'}",
+            f"{label if len(label) <= 60 else label[:59] + '…'}\n{size}",
+        )
+    return table
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(one.numel() for one in parameters)
+
+
+def _parts(args: MultiTaskTrainingArguments) -> str:
+    return f"{args.gradient_accumulation_steps} micro-batches x {args.world_size} processes, mixing {args.mixing}"
+
+
+def _describe(args: MultiTaskTrainingArguments) -> str:
+    options = ", ".join(f"{key}={value}" for key, value in (args.balancer_kwargs or {}).items())
+    return f"{args.balancer} ({options})" if options else args.balancer
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count / 2**10:.1f} KiB"
