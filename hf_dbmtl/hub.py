@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers.trainer_utils import HubStrategy
 
-from .model_card import content_from_trainer, create_model_card
+from .card_from_trainer import content_from_trainer
+from .model_card import create_model_card
 from .plots import logged_tasks, plot_training
 
 
