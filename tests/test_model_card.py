@@ -439,5 +439,32 @@ def test_no_path_of_this_machine_is_in_the_card(trainer, tmp_path):
     assert isinstance(trainer.model.config, MultiTaskConfig)
 
 
+# ---- those of the examples
+
+CARDS = sorted((Path(__file__).parents[1] / "model_cards").glob("*/README.md"))
+
+
+def test_the_examples_have_cards():
+    assert {path.parent.name for path in CARDS} >= {"digits"}
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.parent.name)
+def test_the_cards_of_the_examples(path, tmp_path):
+    """Of a whole run: every task has a result above its baseline, the picture is there, nothing is of one machine."""
+    card = ModelCard.load(path)
+    card.save(tmp_path / "README.md")
+    assert ModelCard.load(tmp_path / "README.md").data.to_dict() == card.data.to_dict()
+    tasks, results, options = tables(card)
+    assert [row[0] for row in tasks] == [row[0] for row in results]
+    assert results[0][2:4] == ["Value", "Baseline"]
+    assert all(float(row[2]) > float(row[3]) + 0.05 for row in results[1:])
+    assert {result.task_name for result in card.data.eval_results} == {row[0] for row in tasks[1:]}
+    assert dict(row[:2] for row in options[1:])["learning_rate"]
+    assert (path.parent / "training.png").read_bytes()[:4] == b"\x89PNG"
+    assert not [word for word in ("/tmp", "/home", "/root", "/work") if word in card.content]
+    for block in code_blocks(card):
+        compile(block, "card", "exec")
+
+
 if __name__ == "__main__":
     GOLDEN.write_text(golden_card().content, encoding="utf-8")
