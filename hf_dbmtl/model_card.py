@@ -218,8 +218,8 @@ def _number(value: Any) -> str:
     """A measured number to four digits; other values as they are."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return _plain(value)
-    if not value or 1e-3 <= abs(value) < 1e4:
-        return f"{value:.4f}"
+    if abs(value) < 1e-6 or 1e-3 <= abs(value) < 1e4:  # 0 to rounding: the R2 of a mean
+        return f"{value if abs(value) >= 1e-6 else 0.0:.4f}"
     return f"{value:,.1f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 

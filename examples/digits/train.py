@@ -6,7 +6,7 @@ balanced by DB-MTL, from the same weights and on the same batches; evaluates bot
 predictor that never looks; prints a table, draws what happened, saves the DB-MTL model with its card, asks the saved model
 about a few images, and exports one task as a stock checkpoint of transformers.
 
-    python examples/digits/train.py           # offline, about a minute on two cores
+    python examples/digits/train.py           # offline, a minute or two on two cores
     python examples/digits/train.py --tiny    # the same in seconds
 """
 
@@ -45,9 +45,9 @@ NAMES = {"ew": "equal weighting", "db_mtl": "DB-MTL"}
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/digits"), help="where results go")
-    parser.add_argument("--max_steps", type=int, default=400, help="steps of each run (default: 400)")
+    parser.add_argument("--max_steps", type=int, default=500, help="steps of each run (default: 500)")
     parser.add_argument("--batch_size", type=int, default=32, help="rows of each task in a step (default: 32)")
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="of the encoder (default: 1e-3)")
+    parser.add_argument("--learning_rate", type=float, default=2e-3, help="of the encoder (default: 2e-3)")
     parser.add_argument(
         "--heads_lr_multiplier", type=float, default=10.0, help="of the heads, times that (default: 10)"
     )
@@ -119,7 +119,7 @@ def show(console: Console, results: dict[str, dict], seconds: dict[str, float]) 
     lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * len(columns)]
     for task, declared in TASKS.items():
         metric = main_metric(declared)
-        values = [results[column][task][metric] for column in columns]
+        values = [round(results[column][task][metric], 3) + 0.0 for column in columns]  # no -0
         table.add_row(task, metric, *(f"[bold]{v:.3f}[/]" if v == max(values) else f"{v:.3f}" for v in values))
         lines.append(f"| {task} | {metric} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
     console.print(table)
