@@ -6,10 +6,21 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-all test-lowest types coverage snapshot release-check clean
+.PHONY: cards demo digits test test-all test-lowest types coverage snapshot release-check clean
 
 demo: $(VENV)/demo
 	$(RUN) examples/python_functions/train.py --output_dir outputs/python_functions
+
+digits: $(VENV)/demo
+	$(RUN) examples/digits/train.py --output_dir outputs/digits
+
+# the examples' runs in full, and their cards into model_cards/
+cards: card-digits card-python_functions
+
+card-%: $(VENV)/demo
+	$(RUN) examples/$*/train.py --output_dir outputs/$*
+	mkdir -p model_cards/$*
+	cp outputs/$*/model/README.md outputs/$*/model/training.png model_cards/$*/
 
 test: $(VENV)/test
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow"

@@ -16,12 +16,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
-from transformers.utils import ModelOutput
 
 from .features import features, flatten_choices
 from .modeling import MultiTaskModel
-from .stock_heads import OwnHead, agree, load_encoder, stock_layers
-from .stock_trial import NoStockClass, find_way, random_inputs
+from .stock_heads import NoStockClass, OwnHead, agree, load_encoder, stock_layers
+from .stock_trial import find_way, random_inputs
 
 
 __all__ = ["STOCK_KINDS", "StockKind", "export_task"]
@@ -43,7 +42,7 @@ class StockKind:
 
     auto_classes: dict[str, str]
     problem_type: str | None = None
-    logits: Callable[[ModelOutput], Tensor] = lambda output: output.logits
+    logits: Callable[[Any], Tensor] = lambda output: output.logits
 
 
 SEQUENCE = {"text": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}
@@ -121,7 +120,8 @@ def _export(model: MultiTaskModel, name: str, folder: Path, processing_class: An
     kind, config = _stock_config(model, name, processing_class)
     inputs = random_inputs(model, name, config, getattr(processing_class, "padding_side", "right"))
     dtype = model.encoder.dtype
-    encoder, head = model.encoder, model.heads[name]
+    encoder: Any = model.encoder
+    head: Any = model.heads[name]
     if torch.finfo(dtype).bits < 32:  # compared in float32: the weights are the same numbers there
         encoder, head = (copy.deepcopy(module).float() for module in (encoder, head))
     auto_class = getattr(transformers, kind.auto_classes[MODALITIES[model.main_input_name]])
@@ -150,7 +150,8 @@ def _export(model: MultiTaskModel, name: str, folder: Path, processing_class: An
 
 def _stock_config(model: MultiTaskModel, name: str, processing_class: Any) -> tuple[StockKind, PreTrainedConfig]:
     """The kind, and the encoder's configuration with what a stock model of that kind has in it."""
-    task, modality = model.tasks[name], MODALITIES.get(model.main_input_name)
+    task: Any = model.tasks[name]
+    modality = MODALITIES.get(model.main_input_name)
     kind = STOCK_KINDS.get(task.kind)
     if kind is None or modality not in kind.auto_classes:
         what = f"there is no stock class for {task.kind.replace('_', ' ')} on an encoder of {model.main_input_name}"

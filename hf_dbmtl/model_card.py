@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
-import inspect
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-from transformers.trainer_utils import has_length
 
+from .export import STOCK_KINDS
 from .metrics import main_metric
 from .tasks import task_from_dict
 
 
-if TYPE_CHECKING:
-    from .balancing import Balancer
-    from .trainer import MultiTaskTrainer
-
-__all__ = ["ModelCardContent", "content_from_trainer", "create_model_card"]
+__all__ = ["ModelCardContent", "create_model_card"]
 
 TEMPLATE = Path(__file__).with_name("templates") / "model_card.md.jinja"
-MODALITIES = {"input_ids": "text", "pixel_values": "image", "input_values": "audio", "input_features": "audio"}
 PROCESSORS = {"text": "AutoTokenizer", "image": "AutoImageProcessor", "audio": "AutoFeatureExtractor"}
 FRAMEWORKS = ("transformers", "torch", "accelerate", "datasets", "tokenizers")
 METHODS = {
@@ -42,36 +32,6 @@ METHODS = {
     "max_norm": "the gradients of the tasks brought to one norm",
 }
 SHOWN_LABELS, SHOWN_LENGTH = 8, 60
-
-# Read from the training arguments: these always, those where they differ from their defaults.
-ALWAYS = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "optim",
-    "weight_decay",
-    "max_grad_norm",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "num_train_epochs",
-    "mixing",
-    "stopping_strategy",
-    "seed",
-)
-WHERE_CHANGED = (
-    "max_steps",
-    "mixing_temperature",
-    "per_task_batch_size",
-    "task_weights",
-    "encoder_lr_multiplier",
-    "heads_lr_multiplier",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "bf16",
-    "fp16",
-)
-NO_METRIC = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
 @dataclass
@@ -96,6 +56,8 @@ class ModelCardContent:
             `"text"`, `"image"` or `"audio"`: what the encoder takes.
         balancer, balancer_kwargs (`str` and `dict`, *optional*):
             The balancer and its options.
+        papers (`list[str]`, *optional*):
+            Where it comes from, as `"Title, arXiv 2308.12029"`.
         hyperparameters (`dict`, *optional*):
             What else decided the training.
         steps (`int`, *optional*), epochs (`float`, *optional*):
@@ -126,6 +88,7 @@ class ModelCardContent:
     modality: str = "text"
     balancer: str | None = None
     balancer_kwargs: dict[str, Any] = field(default_factory=dict)
+    papers: list[str] = field(default_factory=list)
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     steps: int | None = None
     epochs: float | None = None
@@ -173,112 +136,16 @@ def create_model_card(content: ModelCardContent) -> ModelCard:
         location=content.repo_id or f"path/to/{content.model_name}",
         processor=PROCESSORS.get(content.modality, "AutoProcessor"),
         example=repr("Some text.") if content.modality == "text" else "...",
+        asked=repr("Some text." if content.modality == "text" else "image.png"),
+        exported=next((name for name, task in content.tasks.items() if task.get("kind") in STOCK_KINDS), None),
         methods=METHODS,
+        paper=_paper,
         md=_markdown,
         number=_number,
         plain=_plain,
         literal=repr,  # a Python string, whatever it holds, on one line
         quote=quote,
     )
-
-
-def content_from_trainer(trainer: MultiTaskTrainer, **overrides: Any) -> ModelCardContent:
-    """
-    Reads a card's content off a trainer: the tasks and the encoder from the model's configuration (only their names for
-    a module of the user's own, which has none), the balancer and the hyper-parameters from its arguments, the sizes of
-    its datasets, and the results from its log: the newest evaluation, or that of the best checkpoint if it was loaded.
-
-    Args:
-        trainer ([`MultiTaskTrainer`]):
-            The trainer.
-        overrides:
-            Fields of [`ModelCardContent`] that are known better, such as `license` or `baselines`.
-    """
-    from .balancing import describe_balancer
-    from .configuration import MultiTaskConfig
-
-    args, state = trainer.args, trainer.state
-    config = getattr(trainer.model, "config", None)  # a module of the user's own need not have one
-    train, evaluated = (
-        (sets if isinstance(sets, Mapping) else {}) for sets in (trainer.train_dataset, trainer.eval_dataset)
-    )
-    read: dict[str, Any] = {"tasks": {name: {} for name in {**train, **evaluated}}}
-    if isinstance(config, MultiTaskConfig):
-        read = {
-            "tasks": config.tasks,
-            "encoder": (config.encoder.architectures or [type(config.encoder).__name__])[0],
-            "base_model": _hub_name(config.encoder.name_or_path),
-            "pooling": config.pooling,
-            "modality": MODALITIES.get(trainer.model.main_input_name, trainer.model.main_input_name),
-        }
-    best = state.best_global_step if args.load_best_model_at_end else None
-    results, averages = _results(state.log_history, list(read["tasks"]), best)
-    read |= {
-        "model_name": (args.hub_model_id or Path(args.output_dir).resolve().name or "model").split("/")[-1],
-        "repo_id": args.hub_model_id,
-        "balancer": describe_balancer(args.balancer),
-        "balancer_kwargs": _options(args.make_balancer()) | dict(args.balancer_kwargs or {}),
-        "hyperparameters": _hyperparameters(args),
-        "steps": state.global_step,
-        "epochs": state.epoch,
-        "train_rows": {name: _rows(dataset) for name, dataset in train.items()},
-        "eval_rows": {name: _rows(dataset) for name, dataset in evaluated.items()},
-        "results": results,
-        "averages": averages,
-        "picture": "training.png" if Path(args.output_dir, "training.png").is_file() else None,
-    }
-    return ModelCardContent(**(read | overrides))
-
-
-def _hub_name(name: str) -> str | None:
-    """`name` where it can be a repository on the Hub, and not a folder of this machine."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return None
-    return None if not name or Path(name).exists() else name
-
-
-def _rows(dataset: Any) -> int | None:
-    return len(dataset) if has_length(dataset) else None
-
-
-def _options(balancer: Balancer) -> dict[str, Any]:
-    """The options of a balancer's parts, defaults included: what a part keeps under the name it takes it by."""
-    parts = [part for part in (balancer.transform, balancer.memory, balancer.weighting) if part is not None]
-    named = ((part, name) for part in parts for name in inspect.signature(type(part)).parameters)
-    return {name: vars(part)[name] for part, name in named if name in vars(part)}
-
-
-def _hyperparameters(args: Any) -> dict[str, Any]:
-    defaults = {f.name: f.default for f in dataclasses.fields(args)}
-    names = [*ALWAYS, *(name for name in WHERE_CHANGED if getattr(args, name) != defaults[name])]
-    values = {name: getattr(args, name) for name in names} | (
-        {"processes": args.world_size} if args.world_size > 1 else {}
-    )
-    if args.max_steps > 0:
-        del values["num_train_epochs"]  # overruled
-    return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
-
-
-def _results(
-    log_history: Sequence[Mapping[str, Any]], tasks: Iterable[str], step: int | None
-) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """The metrics of the last evaluation (at `step`) by task, and those over all tasks."""
-    by_length = sorted(tasks, key=len, reverse=True)  # of the tasks "a" and "a_b" the second owns "eval_a_b_f1"
-    results: dict[str, dict[str, float]] = {}
-    averages: dict[str, float] = {}
-    records = [r for r in log_history if "eval_runtime" in r and (step is None or r["step"] == step)]
-    for key, value in (records[-1] if records else {}).items():
-        name = key.removeprefix("eval_")
-        if name == key or name in NO_METRIC:
-            continue
-        task = next((t for t in by_length if name.startswith(f"{t}_")), None)
-        if task is None:
-            averages[name] = value
-        elif (metric := name.removeprefix(f"{task}_")) not in NO_METRIC:
-            results.setdefault(task, {})[metric] = value
-    return results, averages
 
 
 def _main_metric(content: ModelCardContent, name: str) -> str | None:
@@ -341,12 +208,18 @@ def _result_row(content: ModelCardContent, name: str, main: str | None) -> list[
     return [_markdown(cell) for cell in cells]
 
 
+def _paper(text: str) -> str:
+    """A paper with the link to where it lies."""
+    title, _, number = text.partition(", arXiv ")
+    return f"[{_markdown(title)}](https://arxiv.org/abs/{quote(number)})" if number else _markdown(text)
+
+
 def _number(value: Any) -> str:
     """A measured number to four digits; other values as they are."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return _plain(value)
-    if not value or 1e-3 <= abs(value) < 1e4:
-        return f"{value:.4f}"
+    if abs(value) < 1e-6 or 1e-3 <= abs(value) < 1e4:  # 0 to rounding: the R2 of a mean
+        return f"{value if abs(value) >= 1e-6 else 0.0:.4f}"
     return f"{value:,.1f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 

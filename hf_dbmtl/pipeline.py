@@ -58,11 +58,14 @@ class MultiTaskPipeline(Pipeline):
             For the tokenizer, such as `{"max_length": 128}`. What is too long is truncated by default.
     """
 
-    _load_tokenizer = None  # where there is one: images need none
-    _load_image_processor = None
-    _load_feature_extractor = False
-    _load_processor = False
-    _load_video_processor = False
+    _load_tokenizer: Any = None  # where there is one: images need none
+    _load_image_processor: Any = None
+    _load_feature_extractor: Any = False
+    _load_processor: Any = False
+    _load_video_processor: Any = False
+    model: Any
+    tokenizer: Any
+    image_processor: Any
 
     def _sanitize_parameters(
         self, tasks: str | list[str] | None = None, tokenizer_kwargs: dict[str, Any] | None = None, **answering: Any
@@ -80,14 +83,14 @@ class MultiTaskPipeline(Pipeline):
                 raise ValueError(f"Task {name!r}: there is no answer for {known[name].kind}.")
         return tokenizer_kwargs or {}, {} if names is None else {"tasks": list(names)}, answering
 
-    def preprocess(self, inputs: Any, **tokenizer_kwargs: Any) -> dict[str, Any]:
+    def preprocess(self, input_: Any, **tokenizer_kwargs: Any) -> dict[str, Any]:
         if self.model.main_input_name == "pixel_values":
-            return self._image(inputs)
+            return self._image(input_)
         if self.tokenizer is None:
             raise ValueError("There is no tokenizer beside the model: pass tokenizer=... to pipeline.")
-        if not isinstance(inputs, (str, dict)):
-            raise TypeError(f"An input is {INPUT}, got {type(inputs).__name__}.")
-        given = {"text": inputs} if isinstance(inputs, str) else dict(inputs)
+        if not isinstance(input_, (str, dict)):
+            raise TypeError(f"An input is {INPUT}, got {type(input_).__name__}.")
+        given: dict[str, Any] = {"text": input_} if isinstance(input_, str) else dict(input_)
         if given.keys() == {"question", "context"}:
             given = {"text": given["question"], "text_pair": given["context"]}
         if given.keys() == {"text", "choices"}:
@@ -133,9 +136,11 @@ class MultiTaskPipeline(Pipeline):
         row = dict(self.image_processor(images=image, return_tensors="pt"))
         return row | {"image_size": torch.tensor([[image.height, image.width]])}
 
-    def _forward(self, inputs: dict[str, Any], tasks: list[str] | None = None) -> dict[str, Any]:
-        beside = {key: inputs[key] for key in BESIDE if key in inputs}
-        inputs = {key: value for key, value in inputs.items() if key not in BESIDE}
+    def _forward(  # type: ignore[override]
+        self, input_tensors: dict[str, Any], tasks: list[str] | None = None
+    ) -> dict[str, Any]:
+        beside = {key: input_tensors[key] for key in BESIDE if key in input_tensors}
+        inputs = {key: value for key, value in input_tensors.items() if key not in BESIDE}
         suited = self._suited(inputs, beside)
         names = suited if tasks is None else tasks
         if unsuited := [name for name in names if name not in suited]:
@@ -159,9 +164,11 @@ class MultiTaskPipeline(Pipeline):
             kinds = kinds - {"question_answering"}
         return [name for name, task in self.model.tasks.items() if task.kind in kinds]
 
-    def postprocess(self, row: dict[str, Any], top_k: int | None = 1, threshold: float = 0.5) -> dict[str, Any]:
-        asked, answers = Question(row, self.tokenizer, top_k, threshold), {}
-        for key, logits in row.items():
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: Any, top_k: int | None = 1, threshold: float = 0.5
+    ) -> dict[str, Any]:
+        asked, answers = Question(model_outputs, self.tokenizer, top_k, threshold), {}
+        for key, logits in model_outputs.items():
             if key.startswith(LOGITS):
                 task = self.model.tasks[key.removeprefix(LOGITS)]
                 answers[key.removeprefix(LOGITS)] = ANSWERS[task.kind](task, logits[0].float(), asked)

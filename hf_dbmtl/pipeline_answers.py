@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .answers import best_span
 from .task import Task
+from .text_tasks import QuestionAnswering
 
 
 __all__ = ["ANSWERS", "Question"]
@@ -83,7 +84,7 @@ def _tokens(task: Task, logits: Tensor, asked: Question) -> list[dict[str, Any]]
     return found
 
 
-def _span(task: Task, logits: Tensor, asked: Question) -> dict[str, Any]:
+def _span(task: QuestionAnswering, logits: Tensor, asked: Question) -> dict[str, Any]:
     offsets = asked.row["context_offsets"][0].numpy()
     score, start, end = best_span(logits.numpy(), offsets, task.max_answer_length, 20)
     first, last = logits.log_softmax(0).max(0).values.tolist()  # of the likeliest position each

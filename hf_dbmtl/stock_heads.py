@@ -15,10 +15,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
-__all__ = ["OwnHead", "StockLayers", "WAYS", "Way", "agree", "load_encoder", "random_head", "stock_layers"]
+__all__ = [
+    "WAYS",
+    "NoStockClass",
+    "OwnHead",
+    "StockLayers",
+    "Way",
+    "agree",
+    "load_encoder",
+    "random_head",
+    "stock_layers",
+]
 
 SCALE = 2.0**-15  # tanh(SCALE * z) / SCALE is z to the last digits of float32, and 1 / SCALE still is a float16
 TOLERANCE = 1e-6
+
+
+class NoStockClass(ValueError):
+    """Why a task cannot be exported."""
 
 
 @dataclass
@@ -35,12 +49,13 @@ class OwnHead:
     linear: nn.Linear
 
     @classmethod
-    def of(cls, head: nn.Module) -> OwnHead | None:
-        """The layers of `head`; `None` where it holds weights other than those of one or two linear layers."""
+    def of(cls, head: nn.Module) -> OwnHead:
+        """The layers of `head`. Raises [`NoStockClass`] where it holds others than one or two linear ones."""
         layers = [module for module in head.modules() if next(module.parameters(recurse=False), None) is not None]
-        if not 1 <= len(layers) <= 2 or not all(isinstance(layer, nn.Linear) for layer in layers):
-            return None
-        return cls(layers[0] if len(layers) == 2 else None, layers[-1])
+        linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        if not 1 <= len(linear) <= 2 or len(linear) < len(layers):
+            raise NoStockClass(f"its head, a {type(head).__name__}, is not made of one or two linear layers.")
+        return cls(linear[0] if len(linear) == 2 else None, linear[-1])
 
 
 @dataclass
@@ -52,17 +67,15 @@ class StockLayers:
         model (`PreTrainedModel`): The stock model.
         dense (`torch.nn.Linear`, *optional*): A hidden layer in front of the last one, be it called pooler or not.
         out (`torch.nn.Linear`): The layer that gives the logits.
-        others (`list[str]`): What else has weights there, by name and class.
     """
 
     model: PreTrainedModel
     dense: nn.Linear | None
-    out: nn.Linear | None
-    others: list[str]
+    out: nn.Linear
 
 
 def stock_layers(model: PreTrainedModel) -> StockLayers:
-    """Finds the layers behind the encoder of a stock model."""
+    """The layers behind the encoder of a stock model. Raises [`NoStockClass`] where there is more than linear layers."""
     inside = set(model.base_model.modules())
     own = {
         name: module
@@ -72,10 +85,13 @@ def stock_layers(model: PreTrainedModel) -> StockLayers:
     linear = [module for module in own.values() if isinstance(module, nn.Linear)]
     others = [f"{name} ({type(module).__name__})" for name, module in own.items() if module not in linear[-2:]]
     dense = linear[-2] if len(linear) > 1 else _pooler(model.base_model)
-    return StockLayers(model, dense, linear[-1] if linear else None, others)
+    if others or not linear:
+        what = type(model).__name__
+        raise NoStockClass(f"{what} has layers of its own that no weights turn off: {', '.join(others) or 'all'}.")
+    return StockLayers(model, dense, linear[-1])
 
 
-def _pooler(encoder: PreTrainedModel) -> nn.Linear | None:
+def _pooler(encoder: nn.Module) -> nn.Linear | None:
     """The linear layer of a pooler that is one, and an activation."""
     pooler = getattr(encoder, "pooler", None)
     dense = getattr(pooler, "dense", pooler)

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration import POOLINGS
 from .features import features, has_pooler
 from .modeling import MultiTaskModel
-from .stock_heads import WAYS, OwnHead, StockLayers, Way, agree, load_encoder, random_head, stock_layers
+from .stock_heads import WAYS, NoStockClass, OwnHead, StockLayers, Way, agree, load_encoder, random_head, stock_layers
 
 
-__all__ = ["NoStockClass", "find_way", "random_inputs"]
-
-
-class NoStockClass(ValueError):
-    """Why a task cannot be exported."""
+__all__ = ["find_way", "random_inputs"]
 
 
 def find_way(
     stock: PreTrainedModel,
     logits: Callable[[ModelOutput], Tensor],
     model: MultiTaskModel,
-    head: nn.Module,
+    head: Any,
     encoder: PreTrainedModel,
     outputs: ModelOutput,
     inputs: dict[str, Tensor],
@@ -50,23 +47,20 @@ def find_way(
         `NoStockClass`: where there is none.
     """
     what = type(stock).__name__
-    if OwnHead.of(head) is None:
-        raise NoStockClass(f"its head, a {type(head).__name__}, is not made of one or two linear layers.")
+    probe = random_head(head)
+    own = OwnHead.of(probe)
     lacking, left = load_encoder(stock, encoder)
     if lacking:
         raise NoStockClass(f"{what} also runs {_some(lacking)}, which this encoder does not have.")
     if left:
         raise NoStockClass(f"{what} has no place for {_some(left)}: merge adapters before.")
     layers = stock_layers(stock)
-    if layers.out is None or layers.others:
-        raise NoStockClass(f"{what} has layers of its own that no weights turn off: {', '.join(layers.others)}.")
-    probe = random_head(head)
 
     def fitting(pooling: str) -> Way | None:
         expected = probe(features(head.level, outputs, pooling, inputs, encoder.config))
         for way in WAYS:
             load_encoder(stock, encoder)
-            if way(OwnHead.of(probe), layers, encoder) and agree(logits(stock(**inputs)), expected):
+            if way(own, layers, encoder) and agree(logits(stock(**inputs)), expected):
                 return way
         return None
 
@@ -79,7 +73,7 @@ def find_way(
     raise NoStockClass(_reason(layers, model.config.pooling, head, others))
 
 
-def _reason(layers: StockLayers, pooling: str, head: nn.Module, poolings: list[str]) -> str:
+def _reason(layers: StockLayers, pooling: str, head: Any, poolings: list[str]) -> str:
     """Why no way fits, and what would."""
     reasons = [f"no weights of {type(layers.model).__name__} give what its head gives"]
     if head.level in ("sequence", "choice"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -27,8 +26,8 @@ from .consistency import ConsistencyCheck
 from .dataset_checks import check_datasets
 from .evaluation import EvaluationMixin
 from .gradients import Gradients, GradientVector, How, TaskGradient
+from .hub import HubMixin
 from .loading import LoadingMixin
-from .model_card import content_from_trainer, create_model_card
 from .parts import PartsMixin, freeze, hold_batch_norm
 from .saving import SavingMixin
 from .second_look import AfterOptimizerStep, SecondLookMixin
@@ -45,6 +44,7 @@ logger = logging.get_logger(__name__)
 
 
 class MultiTaskTrainer(
+    HubMixin,
     SavingMixin,
     LoadingMixin,
     EvaluationMixin,
@@ -351,29 +351,6 @@ class MultiTaskTrainer(
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             load_balancer(checkpoint, self.balancer, self.gradients, self.args)
-
-    def create_model_card(
-        self,
-        language: str | list[str] | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        dataset: str | list[str] | None = None,
-        **overrides: Any,
-    ) -> None:
-        """
-        Writes the model card into `output_dir`. The arguments are those of transformers where they have a meaning for
-        several tasks; further ones are fields of [`~hf_dbmtl.model_card.ModelCardContent`].
-        """
-        if not self.is_world_process_zero():
-            return
-        given = {"language": language, "license": license, "model_name": model_name, "base_model": finetuned_from}
-        given |= {"tags": [tags] if isinstance(tags, str) else tags}
-        given |= {"datasets": [dataset] if isinstance(dataset, str) else dataset}
-        known = {key: value for key, value in given.items() if value is not None}
-        card = create_model_card(content_from_trainer(self, **known, **overrides))
-        card.save(os.path.join(self.args.output_dir, "README.md"))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the loss, weight and gradient norm of every task to each training record."""

@@ -2,6 +2,7 @@
 
 import ast
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +14,9 @@ from markdown_it import MarkdownIt
 from transformers import BertConfig, BertModel
 
 from hf_dbmtl import limits, model_card
+from hf_dbmtl.card_from_trainer import content_from_trainer
 from hf_dbmtl.configuration import MultiTaskConfig
-from hf_dbmtl.model_card import ModelCardContent, content_from_trainer, create_model_card
+from hf_dbmtl.model_card import ModelCardContent, create_model_card
 from hf_dbmtl.modeling import MultiTaskModel
 from hf_dbmtl.tasks import Classification, MultiLabelClassification, Regression, TokenClassification
 from hf_dbmtl.training_args import MultiTaskTrainingArguments
@@ -170,8 +172,8 @@ def code_blocks(card):
 
 
 def test_the_snippets_are_python_and_name_what_to_load():
-    with_package, without = code_blocks(create_model_card(content(repo_id="me/it's")))
-    for snippet in (with_package, without):
+    with_package, without, export = code_blocks(create_model_card(content(repo_id="me/it's")))
+    for snippet in (with_package, without, export):
         ast.parse(snippet)
         assert """.from_pretrained("me/it's\"""" in snippet
     assert "model(task='mrpc', **inputs)" in with_package and "AutoTokenizer" in with_package
@@ -263,6 +265,62 @@ def test_round_trip_keeps_everything(tmp_path):
     assert loaded.data.license == "apache-2.0" and "mine" in loaded.data.tags
     other = create_model_card(content(results={"mrpc": {"accuracy": 0.3333}}))
     assert other.data.eval_results[0] != loaded.data.eval_results[0]
+
+
+GOLDEN = Path(__file__).with_name("golden_model_card.md")
+
+
+def golden_card(steps=1200):
+    """One card with everything on it. To take a change as meant: `python tests/test_model_card.py`."""
+    return create_model_card(
+        content(
+            model_name="sentences",
+            repo_id="me/sentences",
+            base_model="google-bert/bert-base-uncased",
+            encoder="BertModel",
+            pooling="pooler",
+            balancer="db_mtl",
+            balancer_kwargs={"beta": 0.9, "decay": 0.5, "alpha": "max"},
+            papers=["Dual-Balancing for Multi-Task Learning, arXiv 2308.12029"],
+            hyperparameters={"learning_rate": 2e-5, "task_weights": {"stsb": 2.0}, "seed": 0},
+            steps=steps,
+            epochs=3.0,
+            train_rows={"mrpc": 3668, "stsb": 5749, "tags": 14041, "traits": None},
+            eval_rows={"mrpc": 408, "stsb": 1500, "tags": 3250},
+            results={"mrpc": {"loss": 0.41, "accuracy": 0.8554, "f1": 0.89}, "stsb": {"r2": 0.71, "mse": 0.63}},
+            baselines={"mrpc": {"accuracy": 0.684}, "stsb": {"r2": 0.0}},
+            averages={"average": 0.7827, "loss": 0.52},
+            picture="training.png",
+            language="en",
+            license="apache-2.0",
+            datasets=["nyu-mll/glue"],
+            versions={"hf_dbmtl": "1.2.3", "transformers": "5.0.0", "torch": "2.0.0"},
+        )
+    )
+
+
+def test_the_whole_card_is_the_golden_one(tmp_path):
+    card = golden_card()
+    assert card.content == GOLDEN.read_text(encoding="utf-8")
+    loaded = ModelCard.load(GOLDEN)
+    assert loaded.data.to_dict() == card.data.to_dict() and loaded.text == card.text
+    assert len(tables(loaded)) == 3 and len(code_blocks(loaded)) == 3
+    for block in code_blocks(loaded):
+        compile(block, "card", "exec")
+    assert golden_card(steps=1201).content != card.content
+
+
+def test_the_papers_of_a_balancer():
+    ours = "Dual-Balancing for Multi-Task Learning, arXiv 2308.12029"
+    other = "Gradient Surgery for [Multi-Task] Learning, arXiv 2001.06782"
+    card = create_model_card(content(balancer="log+pcgrad", papers=[ours, other]))
+    assert (
+        "- Papers: [Dual-Balancing for Multi-Task Learning](https://arxiv.org/abs/2308.12029); "
+        r"[Gradient Surgery for \[Multi-Task\] Learning](https://arxiv.org/abs/2001.06782)"
+    ) in card.text
+    assert "@article{lin2026dual" in card.text
+    assert "@article" not in create_model_card(content(balancer="pcgrad", papers=[other])).text
+    assert "- Paper: ICLR 2021\n" in create_model_card(content(balancer="x", papers=["ICLR 2021"])).text
 
 
 # ---- from a trainer
@@ -379,3 +437,34 @@ def test_a_module_of_the_users_own(trainer):
 def test_no_path_of_this_machine_is_in_the_card(trainer, tmp_path):
     assert str(tmp_path) not in create_model_card(content_from_trainer(trainer)).content
     assert isinstance(trainer.model.config, MultiTaskConfig)
+
+
+# ---- those of the examples
+
+CARDS = sorted((Path(__file__).parents[1] / "model_cards").glob("*/README.md"))
+
+
+def test_the_examples_have_cards():
+    assert {path.parent.name for path in CARDS} >= {"digits"}
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.parent.name)
+def test_the_cards_of_the_examples(path, tmp_path):
+    """Of a whole run: every task has a result above its baseline, the picture is there, nothing is of one machine."""
+    card = ModelCard.load(path)
+    card.save(tmp_path / "README.md")
+    assert ModelCard.load(tmp_path / "README.md").data.to_dict() == card.data.to_dict()
+    tasks, results, options = tables(card)
+    assert [row[0] for row in tasks] == [row[0] for row in results]
+    assert results[0][2:4] == ["Value", "Baseline"]
+    assert all(float(row[2]) > float(row[3]) + 0.05 for row in results[1:])
+    assert {result.task_name for result in card.data.eval_results} == {row[0] for row in tasks[1:]}
+    assert dict(row[:2] for row in options[1:])["learning_rate"]
+    assert (path.parent / "training.png").read_bytes()[:4] == b"\x89PNG"
+    assert not [word for word in ("/tmp", "/home", "/root", "/work") if word in card.content]
+    for block in code_blocks(card):
+        compile(block, "card", "exec")
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(golden_card().content, encoding="utf-8")

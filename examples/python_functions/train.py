@@ -38,8 +38,9 @@ from hf_dbmtl import (
     MultiTaskTrainingArguments,
     Regression,
 )
+from hf_dbmtl.card_from_trainer import content_from_trainer
 from hf_dbmtl.metrics import baseline_metrics, main_metric
-from hf_dbmtl.model_card import content_from_trainer, create_model_card
+from hf_dbmtl.model_card import create_model_card
 from hf_dbmtl.plots import plot_training
 
 
