@@ -16,6 +16,7 @@ from ..trainer import MultiTaskTrainer
 from ..training_args import MultiTaskTrainingArguments
 from .building import make_trainer, prepare
 from .config import read_config, run_settings, training_settings
+from .launching import relaunch
 from .settings import Setting, TaskSettings, TrainSettings, settings_of
 from .tables import results_table
 
@@ -30,7 +31,9 @@ def run(given: argparse.Namespace) -> None:
     elif given.config is None:
         raise CommandError("name the YAML file: hf-dbmtl train config.yaml")
     else:
-        train(*read_config(given.config, given.settings))
+        settings, args = read_config(given.config, given.settings)
+        relaunch(given, args.use_cpu or args.device.type == "cpu")
+        train(settings, args)
 
 
 def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTaskTrainer:
