@@ -15,6 +15,7 @@ from rich.table import Table
 
 from hf_dbmtl_cli import CommandError
 
+from ..balancing import make_balancer
 from ..comparison import SINGLE_TASK, Run, Summary, summarise
 from ..comparison_plots import plot_conflicts, plot_delta_p
 from ..comparison_text import legend, to_csv, to_markdown, to_table
@@ -49,6 +50,12 @@ def run(given: argparse.Namespace) -> None:
         one.check()
     _, data = prepare(settings, args)  # refuses here, once, what every run would fail with; they find it in the cache
     metrics = _metrics(given.metrics, data)
+    for method in methods:
+        if make_balancer(method.balancer, method.options).validates and not data.validation:
+            raise CommandError(
+                f"--balancers: '{method.name}' tunes its weights on rows held out for it: give validation_fraction or "
+                "split.validation in the dataset of every task that is to become better."
+            )
     console = Console()
     try:
         _run_all(planned, console, _starter(given, args.use_cpu or args.device.type == "cpu"))

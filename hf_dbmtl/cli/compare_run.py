@@ -94,6 +94,7 @@ def alone(task: str, args: MultiTaskTrainingArguments, data: Data) -> tuple[Mult
         tasks={task: data.tasks[task]},
         train={task: data.train[task]},
         eval={name: rows for name, rows in data.eval.items() if name == task},
+        validation={},
     )
 
 

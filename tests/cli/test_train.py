@@ -153,9 +153,21 @@ def test_without_evaluation(config, capsys):
     assert "not evaluated" in capsys.readouterr().out
 
 
+def test_weights_tuned_on_validation_data(config):
+    """And rows of like length together: settings of the Trainer that the file gives it."""
+    words = ["--balancer", "auto_lambda", "--tasks.feeling.dataset.validation_fraction", "0.2", "--output_dir", "tuned"]
+    main(["train", config, *words, "--max_steps", "3", "--train_sampling_strategy", "group_by_length"])
+    history = json.loads(Path("tuned/trainer_state.json").read_text())["log_history"]
+    assert history[2]["weight/feeling"] != history[0]["weight/feeling"]
+    main(["train", config, *words, "--max_steps", "3", "--balancer", "ew"])  # the control
+    history = json.loads(Path("tuned/trainer_state.json").read_text())["log_history"]
+    assert history[2]["weight/feeling"] == history[0]["weight/feeling"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ("--balancer auto_lambda", ["'auto_lambda' tunes its weights on rows", "validation_fraction"]),
         ("--model_name_or_path nowhere", ["model_name_or_path 'nowhere' could not be loaded"]),
         ("--tokenizer_name nowhere", ["tokenizer_name 'nowhere' could not be loaded"]),
         ("--max_length 100", ["Task 'feeling': max_length=100 is more than the 24 tokens"]),
