@@ -2,8 +2,8 @@
 What a balanced step costs, against transformers' own Trainer on the same model and batches.
 
 The stock Trainer back-propagates the loss of one task after the other, the cheaper way to sum them. All arms train at
-once, each in a process of its own, and take turns step by step, so that whatever slows the machine slows all of them; a second stock arm shows
-the noise, and there is no verdict where stock against stock is off by more than 1.5 %. A turn is everything from the end
+once, each in a process of its own, and take turns step by step, so that whatever slows the machine slows all of them; a
+second stock arm shows the noise, and there is no verdict where stock against stock is off by more than 1.5 %. A turn is everything from the end
 of one step to the end of the next: fetching the batch, the step, the optimizer, the callbacks. Memory is the peak of the
 tensors that are alive, counted by torch's profiler from before the Trainer exists.
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers.trainer import OPTIMIZER_NAME
 from transformers.utils import logging
 
 from .balancing import Balancer, describe_balancer
@@ -85,7 +84,7 @@ def load_balancer(folder: str, balancer: Balancer, gradients: Gradients, args: M
     pattern = BALANCER_NAME.replace(".", "*.", 1)
     paths = sorted(glob(os.path.join(escape(folder), pattern)))
     if not paths:
-        if os.path.isfile(os.path.join(folder, OPTIMIZER_NAME)):
+        if glob(os.path.join(escape(folder), "optimizer*")):  # a file, or under FSDP with sharded states a folder
             raise ValueError(
                 f"The checkpoint '{folder}' holds an optimizer and no {BALANCER_NAME}: it was not written by "
                 "MultiTaskTrainer, and the averages of the gradients would silently begin anew. Load its weights into the "

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import TrainingArguments
 from transformers.debug_utils import DebugOption
 from transformers.training_args import ParallelMode
@@ -23,6 +24,12 @@ __all__ = ["check_arguments", "check_layout", "check_loss", "check_measured", "c
 
 logger = logging.get_logger(__name__)
 
+LAYOUTS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
+UNFIT = {  # by `DistributedType`
+    "DEEPSPEED": "its engine steps inside the backward pass, before the gradients of all tasks are there",
+    "MEGATRON_LM": "it splits the passes of a task over processes",
+    "XLA": "on a TPU the passes of all tasks would be compiled and run as one",
+}
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
 
 
@@ -97,13 +104,16 @@ def check_arguments(args: MultiTaskTrainingArguments) -> None:
             "ddp_broadcast_buffers",
             "every process keeps its own buffers; use SyncBatchNorm",
         ),
-        (args.deepspeed is not None, "deepspeed", "its engine steps inside the backward pass; use DDP"),
+        (
+            args.deepspeed is not None,
+            "deepspeed",
+            "its engine steps inside the backward pass; use DDP, or `fsdp` for a model that does not fit",
+        ),
         (
             args.parallelism_config is not None,
             "parallelism_config",
             "tensor, context and sequence parallelism split a task",
         ),
-        (bool(args.fsdp), "fsdp", "sharded parameters are not supported yet; use one process or more memory"),
     ]
     _refuse(refusals)
 
@@ -167,14 +177,50 @@ def check_layout(accelerator: Accelerator, args: TrainingArguments) -> None:
             f"MultiTaskTrainer does not run on {args.n_gpu} GPUs in one process (torch.nn.DataParallel). Start one process per "
             "GPU with `torchrun --nproc_per_node N` or `accelerate launch`, or show a single one: CUDA_VISIBLE_DEVICES=0."
         )
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+    if accelerator.distributed_type not in LAYOUTS:
+        name = accelerator.distributed_type.value
         raise ValueError(
-            f"MultiTaskTrainer does not run under {accelerator.distributed_type.value}, only in one process or with DDP: "
-            "start it with `torchrun --nproc_per_node N`, or with `accelerate launch` and a configuration for MULTI_GPU or "
-            "MULTI_CPU."
+            f"MultiTaskTrainer does not run under {name}: {UNFIT.get(name, 'its gradients cannot be told apart by task')}. Use DDP "
+            "(start `torchrun --nproc_per_node N`, or `accelerate launch` with a configuration for MULTI_GPU or MULTI_CPU), or "
+            "for a model that does not fit FSDP2 (`fsdp=True`)."
+        )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        _check_sharding(accelerator)
+    elif args.fsdp:
+        raise ValueError(
+            f"`fsdp` has no effect on this device ({accelerator.device.type}), where accelerate falls back to "
+            f"{accelerator.distributed_type.value}: leave it out, or use GPUs."
         )
     if args.fp16 and accelerator.scaler is None:
         logger.warning(f"fp16 has no effect on this device ({accelerator.device.type}): training is in float32.")
+
+
+def _check_sharding(accelerator: Accelerator) -> None:
+    plugin = accelerator.state.fsdp_plugin
+    refusals = [
+        (
+            plugin.fsdp_version != 2,
+            "FSDP1",
+            "it flattens the parameters of several modules into one; use FSDP2 (`fsdp_config={'version': 2}`, or `fsdp_version: "
+            "2` in accelerate's configuration)",
+        ),
+        (
+            isinstance(plugin.cpu_offload, CPUOffloadPolicy),
+            "cpu_offload",
+            "the gradients would lie where the GPUs cannot exchange them; use more processes, or `activation_checkpointing`",
+        ),
+        (
+            bool(plugin.cpu_ram_efficient_loading),
+            "cpu_ram_efficient_loading",
+            "the heads, which are not sharded, would be lost on all processes but one; leave it out",
+        ),
+        (
+            accelerator.parallelism_config is not None,
+            "parallelism_config",
+            "hybrid sharding, tensor and context parallelism are not supported; use FSDP2 over all processes",
+        ),
+    ]
+    _refuse(refusals)
 
 
 def check_loss(model: nn.Module, inputs: Mapping[str, Any], loss: Any) -> None:

@@ -101,7 +101,7 @@ def limited_modules() -> Iterator[None]:
         count += 1
         if count > MAX_MODULES:
             raise ValueError(
-                f"The encoder's configuration asks for more than {MAX_MODULES} modules: it describes no model."
+                f"The configuration asks for more than {MAX_MODULES} modules: it describes no model."
             )
 
     hook = register_module_module_registration_hook(one_more)

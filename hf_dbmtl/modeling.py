@@ -105,7 +105,8 @@ class MultiTaskModel(AdapterMixin, PreTrainedModel):
         if config.adapter is not None:
             inject_adapter(encoder, config.adapter)
         self.encoder = encoder
-        self.heads = nn.ModuleDict({name: self._make_head(name, task) for name, task in self.tasks.items()})
+        with limited_modules():
+            self.heads = nn.ModuleDict({name: self._make_head(name, task) for name, task in self.tasks.items()})
         self.main_input_name = encoder.main_input_name
         self.input_modalities = encoder.input_modalities
         self.supports_gradient_checkpointing = encoder.supports_gradient_checkpointing

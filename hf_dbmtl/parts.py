@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .checks import check_unwrapped
-from .gradients import Gradients
 from .modeling import MultiTaskModel
 from .training_args import MultiTaskTrainingArguments
 
@@ -21,7 +20,6 @@ class PartsMixin:
     """The part of [`MultiTaskTrainer`] that deals with the parts of the model."""
 
     args: MultiTaskTrainingArguments
-    gradients: Gradients | None
     _peft_config: Any
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
@@ -44,8 +42,9 @@ class PartsMixin:
         args = self.args
         if not args.multiplies_learning_rates:
             return
-        of = dict.fromkeys(self.gradients.shared.values(), args.encoder_lr_multiplier)
-        for name, parameter in self.gradients.heads.items():
+        shared, heads = self._split_parameters()
+        of = dict.fromkeys(shared.values(), args.encoder_lr_multiplier)
+        for name, parameter in heads.items():
             _, task, *_ = f"{name}..".split(".")  # heads.mrpc.linear.weight
             of[parameter] = args.heads_lr_multiplier * (args.task_lr_multipliers or {}).get(task, 1.0)
         groups = []

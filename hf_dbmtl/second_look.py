@@ -47,11 +47,11 @@ class SecondLookMixin:
         if self.accelerator.optimizer_step_was_skipped:
             return
         module = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
+        batches = self._batches_of(micro_batches)
         sums = torch.zeros(len(self.tasks), 2, dtype=torch.float64)
         with random_numbers_aside(self.args.device, self._seed_of_step()):
             for row, task in enumerate(self.tasks):
-                batches = [self._prepare_inputs(batch[task]) for batch in micro_batches if task in batch]
-                for loss, items in [self._losses_and_items(module, [task], batch)[task] for batch in batches]:
+                for loss, items in [self._losses_and_items(module, [task], batch)[task] for batch in batches(task)]:
                     if items > 0:
                         sums[row] += torch.stack([items * loss, items]).cpu()
         if self.args.world_size > 1:

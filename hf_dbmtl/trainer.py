@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,12 +23,13 @@ from .checkpoint import load_balancer, save_balancer
 from .checks import check_arguments, check_layout, check_loss, check_measured, check_model
 from .dataset_checks import check_datasets
 from .evaluation import EvaluationMixin
-from .gradients import Gradients, GradientVector, How, TaskGradient, make_gradients, split_parameters
+from .gradients import Gradients, GradientVector, How, TaskGradient
 from .loading import LoadingMixin
 from .model_card import content_from_trainer, create_model_card
 from .parts import PartsMixin, freeze, hold_batch_norm
 from .saving import SavingMixin
 from .second_look import AfterOptimizerStep, SecondLookMixin
+from .sharding import Filler, ShardingMixin
 from .skip_limit import SkipLimit
 from .step_log import StepLog
 from .training_args import MultiTaskTrainingArguments
@@ -40,7 +42,7 @@ logger = logging.get_logger(__name__)
 
 
 class MultiTaskTrainer(
-    SavingMixin, LoadingMixin, EvaluationMixin, SecondLookMixin, ValidationMixin, PartsMixin, Trainer
+    SavingMixin, LoadingMixin, EvaluationMixin, SecondLookMixin, ValidationMixin, PartsMixin, ShardingMixin, Trainer
 ):
     """
     transformers' [`~transformers.Trainer`] for a model that learns several tasks at once: every step computes the loss and
@@ -149,7 +151,7 @@ class MultiTaskTrainer(
         self.add_callback(self._skip_limit)
         self._declare_tasks()
         freeze(self.model, args)
-        split_parameters(self.model, shared_parameters, args.freeze_encoder)  # raises where nothing is shared
+        self._split_parameters()  # raises where nothing is shared
         check_model(self.model, args, self._columns())
         self._set_collators(data_collator)
         self._set_metrics(compute_metrics)
@@ -217,10 +219,6 @@ class MultiTaskTrainer(
         total: GradientVector | None = None,
     ) -> Iterator[tuple[str, TaskGradient]]:
         """The loss and gradient of one task after the other, over all micro-batches."""
-
-        def batches(task: str) -> list[Any]:
-            return [self._prepare_inputs(batch[task]) for batch in micro_batches if task in batch]
-
         # not through DDP's own forward, which would exchange buffers as often as this process happens to have a batch
         module = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
         how = How(
@@ -231,8 +229,9 @@ class MultiTaskTrainer(
             norms=norms,
             total=total,
         )
-        with self.accelerator.no_sync(model):
-            yield from self.gradients.each({task: [task] for task in self.tasks}, batches, how)
+        # FSDP adds up what it shards in every pass
+        with contextlib.nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):
+            yield from self.gradients.each({task: [task] for task in self.tasks}, self._batches_of(micro_batches), how)
 
     def _losses_and_items(
         self, model: nn.Module, tasks: Sequence[str], batch: dict[str, Any]
@@ -244,6 +243,8 @@ class MultiTaskTrainer(
         items = self._num_items(outputs, batch)
         check_measured(self.model, task, loss, items)
         loss = loss.to(torch.promote_types(loss.dtype, torch.float32))
+        if isinstance(batch, Filler):
+            loss, items = loss * 0, 0
         return {task: (loss, torch.as_tensor(items, dtype=loss.dtype, device=loss.device))}
 
     def compute_loss(
@@ -318,12 +319,12 @@ class MultiTaskTrainer(
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if fresh or self.balancer is None:
-            self.gradients = make_gradients(
-                *split_parameters(self.model, self.shared_parameters, self.args.freeze_encoder)
-            )
+            self.gradients = None  # made when the model has been prepared, see ShardingMixin
             self.balancer = self.args.make_balancer().setup(list(self.tasks), self.args.seed)
         if fresh:
             self._multiply_learning_rates(optimizer)
+        if self.is_fsdp_enabled and self.gradients is None:
+            self._leave_heads_whole(optimizer)
         return optimizer
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

@@ -102,7 +102,7 @@ class ValidationMixin:
             heads.add_(gradient, weights[task])
         products = []
         with random_numbers_aside(self.args.device, self._seed_of_step()), _state_aside(self.model):
-            _descend(self.gradients.shared, self.gradients.full(shared), rate)
+            _descend(self.gradients.shared, self.gradients.like_parameters(shared), rate)
             _descend(self.gradients.heads, heads.tensors, rate)
             for task, measured in self._task_gradients(model, self._validation_batches(), _untransformed):
                 if not measured.is_finite:

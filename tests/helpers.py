@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import BertConfig, BertModel, TrainerCallback
 
 from hf_dbmtl import (
@@ -117,8 +118,9 @@ class Recorder(TrainerCallback):
 
 
 def flat(tensors: Any) -> Tensor:
-    """One vector, a copy, in float64; what is `None` is left out."""
-    pieces = [tensor.detach().double().reshape(-1) for tensor in tensors if tensor is not None]
+    """One vector, a copy, in float64; what is `None` is left out. Of what is sharded it is the whole, on every process."""
+    whole = [tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    pieces = [tensor.detach().double().reshape(-1) for tensor in whole if tensor is not None]
     return torch.cat(pieces).clone() if pieces else torch.zeros(0, dtype=torch.float64)
 
 

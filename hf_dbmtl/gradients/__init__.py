@@ -4,12 +4,14 @@ from collections.abc import Mapping
 
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from .base import Gradients, How, TaskGradient
 from .local import LocalGradients
 from .memory import keep_freed_memory
 from .parameters import split_parameters
 from .replicated import ReplicatedGradients
+from .sharded import ShardedGradients
 from .vector import GradientVector
 
 
@@ -19,6 +21,7 @@ __all__ = [
     "How",
     "LocalGradients",
     "ReplicatedGradients",
+    "ShardedGradients",
     "TaskGradient",
     "make_gradients",
     "split_parameters",
@@ -29,5 +32,7 @@ def make_gradients(shared: Mapping[str, nn.Parameter], heads: Mapping[str, nn.Pa
     """The gradients of the given parameters, for the processes that there are."""
     if all(parameter.device.type == "cpu" for parameter in shared.values()):
         keep_freed_memory()
+    if any(isinstance(parameter, DTensor) for parameter in shared.values()):
+        return ShardedGradients(shared, heads)
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     return (ReplicatedGradients if several else LocalGradients)(shared, heads)

@@ -110,11 +110,11 @@ class Passes:
     numbers: list[Tensor] = field(default_factory=list)
     reference: Tensor | None = None
 
-    def scaled(self, loss: Tensor, items: Tensor) -> Tensor:
+    def scaled(self, loss: Tensor, items: Tensor, reference: Callable[[Tensor], Tensor]) -> Tensor:
         """What is back-propagated for a micro-batch with this mean loss over so many items."""
         self.numbers += [loss.detach(), items]
         if self.reference is None:
-            self.reference = torch.where(items > 0, items, 1.0)
+            self.reference = reference(items)
         return loss / (self.parts / (items / self.reference))
 
     def end(self, loss_scale: float) -> None:
@@ -179,6 +179,13 @@ class Gradients(ABC):
     def full(self, vector: GradientVector) -> list[Tensor | None]:
         """One whole tensor per shared parameter, `None` where none was reached. Every process must call it."""
 
+    def like_parameters(self, vector: GradientVector) -> list[Tensor | None]:
+        """
+        As `full`, but sharded as the parameters are, and in memory that the passes of the next step overwrite. Every process
+        must call it.
+        """
+        return self.full(vector)
+
     @abstractmethod
     def from_entries(self, entries: Sequence[tuple[int, int, Tensor]]) -> GradientVector:
         """
@@ -227,7 +234,7 @@ class Gradients(ABC):
                 if task not in every:
                     every[task] = Passes(len(batches), receiver(), self.zero()[1])
                 passes, (loss, items) = every[task], measured.pop(task)
-                scaled = passes.scaled(loss, items)
+                scaled = passes.scaled(loss, items, self._reference)
                 if transformed:
                     scaled = scaled * how.derivative(task, loss.detach())
                 if how.total is None or items != 0:
@@ -239,6 +246,10 @@ class Gradients(ABC):
         if not batches:
             for task in tasks:
                 yield task, self._ended(Passes(0, receiver(), self.zero()[1]), how)
+
+    def _reference(self, items: Tensor) -> Tensor:
+        """The number of items in whose units a task is back-propagated, given that of the first micro-batch."""
+        return torch.where(items > 0, items, 1.0)
 
     @staticmethod
     def _ended(passes: Passes, how: How) -> Passes:

@@ -11,6 +11,9 @@ from torch import nn
 
 __all__ = ["split_parameters"]
 
+# what FSDP's activation checkpointing puts into the names of parameters
+WRAPPERS = re.compile(r"\b_checkpoint_wrapped_module\.")
+
 
 def split_parameters(
     model: nn.Module,
@@ -42,7 +45,7 @@ def split_parameters(
     """
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter, []).append(name)
+        names.setdefault(parameter, []).append(WRAPPERS.sub("", name))
     is_shared = _rule(model, shared_parameters, [name for several in names.values() for name in several])
     shared: dict[str, nn.Parameter] = {}
     heads: dict[str, nn.Parameter] = {}

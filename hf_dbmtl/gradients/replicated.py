@@ -45,7 +45,7 @@ class ReplicatedGradients(Gradients):
 
     def __init__(self, shared: Mapping[str, nn.Parameter], heads: Mapping[str, nn.Parameter]):
         super().__init__(shared, heads)
-        self.layout = Layout(self.shared, dist.get_rank(), dist.get_world_size(), self.heads)
+        self.layout = self._layout()
         # flat tensors of all parameters: of the task that computes and of the one on its way
         self._free: list[Tensor] = []
 
@@ -66,6 +66,9 @@ class ReplicatedGradients(Gradients):
         if pending is not None:
             yield pending.task, self._finish(pending, how)
 
+    def _layout(self) -> Layout:
+        return Layout(self.shared, dist.get_rank(), dist.get_world_size(), self.heads)
+
     def _receiver(self) -> Receiver:
         return Receiver(self.layout.parameters, self._flat())
 
@@ -75,16 +78,21 @@ class ReplicatedGradients(Gradients):
     def _launch(self, task: str, passes: Passes) -> Pending:
         """Starts the sums over all processes: of the gradient, and of a few numbers that say what came of the task."""
         passes.heads.mul_(passes.unit)
-        flat = passes.shared.finish().mul_(passes.unit)
         reached = [*passes.shared.reached, *(tensor is not None for tensor in passes.heads.tensors)]
         wrong = contradiction(passes.losses, passes.items)
         summed = sum(n * loss for n, loss in zip(passes.items, passes.losses) if n > 0)
         numbers = torch.tensor(
             [summed, sum(passes.items), wrong is not None, passes.heads.norm() ** 2, *reached], dtype=torch.float64
         ).to(self.layout.device)
+        works = [dist.all_reduce(numbers, async_op=True)]
+        piece, more = self._scatter(passes)
+        return Pending(task, passes, numbers, piece, works + more)
+
+    def _scatter(self, passes: Passes) -> tuple[Tensor, list]:
+        r"""Starts to add up the gradient of a task, $\sum n \nabla L$: what this process keeps of it, and what to wait for."""
+        flat = passes.shared.finish().mul_(passes.unit)
         piece = flat.new_empty(self.layout.length)
-        works = [dist.all_reduce(numbers, async_op=True), reduce_scatter(piece, flat, async_op=True)]
-        return Pending(task, passes, numbers, piece, works)
+        return piece, [reduce_scatter(piece, flat, async_op=True)]
 
     def _finish(self, pending: Pending, how: How) -> TaskGradient:
         for work in pending.works:
@@ -98,7 +106,8 @@ class ReplicatedGradients(Gradients):
         if items == 0:
             return TaskGradient(0.0, 0.0, *self.zero(), norm=0.0)
         mean = loss / items
-        correction = how.derivative(pending.task, torch.tensor(mean, dtype=passes.dtype)).item() / items
+        # in float64: a process that lacks the task does not know the type of its loss
+        correction = how.derivative(pending.task, torch.tensor(mean, dtype=torch.float64)).item() / items
         count = len(self.shared)
         shared = FlatVector(self.layout, pending.piece.mul_(correction), torch.tensor(reached[:count]) > 0)
         heads = passes.heads.mul_(correction)
@@ -116,15 +125,18 @@ class ReplicatedGradients(Gradients):
     def full(self, vector: FlatVector) -> list[Tensor | None]:
         return self._gathered(vector, self.layout.empty())
 
+    def like_parameters(self, vector: FlatVector) -> list[Tensor | None]:
+        flat = self._flat()
+        self._free.append(flat)  # for the backward passes of the next step, when the gradients have served
+        return self._gathered(vector, flat)
+
     def _gathered(self, vector: FlatVector, flat: Tensor) -> list[Tensor | None]:
         (piece,) = vector.tensors
         all_gather(flat, flat.new_zeros(self.layout.length) if piece is None else piece.to(flat.dtype))
         return self.layout.unflatten(flat, vector.reached.tolist())
 
     def write(self, shared: FlatVector, heads: GradientVector, loss_scale: float = 1.0) -> None:
-        flat = self._flat()
-        self._free.append(flat)  # for the backward passes of the next step, when the gradients have served
-        for parameter, tensor in zip(self.shared.values(), self._gathered(shared.mul_(loss_scale), flat)):
+        for parameter, tensor in zip(self.shared.values(), self.like_parameters(shared.mul_(loss_scale))):
             parameter.grad = None if tensor is None else tensor.to(parameter.dtype)
         for parameter, tensor in zip(self.heads.values(), self.summed(heads.mul_(loss_scale)).tensors):
             parameter.grad = None if tensor is None else tensor.to(parameter.dtype)

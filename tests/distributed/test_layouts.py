@@ -1,73 +1,86 @@
-"""The same steps on 1, 2 and 4 processes: losses, averages and updates agree to rounding (G2)."""
+"""
+The same steps on 1, 2 and 4 processes: losses, averages and updates agree to rounding (G2). The matrix of layouts is slow;
+what runs with every change is a thin cut through it.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from torch import Tensor
 
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).parent))
 
-from distributed_cases import CASES, run_case  # noqa: E402
-
-
-BOUNDS = {"float64": 1e-10, "float32": 5e-6}
+from distributed_cases import MATRIX, THIN, WRONG, Case, run_case  # noqa: E402
+from launching import outcomes  # noqa: E402
 
 
-def launch(processes: int, folder: Path, *names: str) -> list[dict]:
-    """Runs cases in one process group and returns the outcomes of every rank."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(HERE / "worker.py"), str(folder), *names],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return [json.loads((folder / f"outcomes-{rank}.json").read_text()) for rank in range(processes)]
-
-
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
-def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path, list[dict]]:
-    folder = tmp_path_factory.mktemp(f"processes-{request.param}")
-    return request.param, folder, launch(request.param, folder)
+KINDS = {"ddp": "ReplicatedGradients", "fsdp": "ShardedGradients"}
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    folder = tmp_path_factory.mktemp("single")
-    return {name: run_case(name, folder) for name in CASES if name.endswith(".1")}
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("layouts")
 
 
-def worst(a: dict, b: dict) -> float:
+@cache
+def single(balancer: str, dtype: str, folder: Path) -> tuple[dict[str, Tensor], dict]:
+    """One process on the whole batch."""
+    return run_case(Case("single", balancer, dtype), folder)
+
+
+@cache
+def group(processes: int, cases: tuple[Case, ...], folder: Path) -> list[dict]:
+    """One process group that runs all cases."""
+    own = folder / str(processes)
+    own.mkdir(exist_ok=True)
+    return outcomes(processes, "worker.py", own, *cases, timeout=3600)
+
+
+def distances(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
+    """The relative distance of everything that every step came to."""
     assert a.keys() == b.keys(), a.keys() ^ b.keys()
     assert all(a[key].shape == b[key].shape for key in a)
-    return max(((a[key] - b[key]).norm() / a[key].norm().clamp(min=1e-300)).item() for key in a if a[key].numel())
+    return {key: ((a[key] - b[key]).norm() / a[key].norm().clamp(min=1e-300)).item() for key in a if a[key].numel()}
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_processes_agree(name: str, group: tuple, single: dict) -> None:
-    processes, folder, outcomes = group
-    balancer, dtype, _ = CASES[name]
-    expected, record = single[f"{balancer}.{dtype}.1"]
-    for rank in range(processes):
-        assert "error" not in outcomes[rank][name], outcomes[rank][name]["error"]
-        found = load_file(folder / f"{name}-{rank}.safetensors")
-        assert worst(expected, found) < BOUNDS[dtype]
-        assert outcomes[rank][name]["losses"] == pytest.approx(record["losses"], rel=1e-5)
+def agrees(case: Case, processes: int, found: list[dict], folder: Path) -> None:
+    expected, record = single(case.balancer, case.dtype, folder)
+    for rank, outcome in enumerate(found):
+        assert "error" not in outcome[str(case)], outcome[str(case)]["error"]
+        tensors = load_file(folder / str(processes) / f"{case}-{rank}.safetensors")
+        worst = distances(expected, tensors)
+        assert max(worst.values()) < case.bound, sorted(worst.items(), key=lambda entry: -entry[1])[:5]
+        assert outcome[str(case)]["losses"] == pytest.approx(record["losses"], rel=1e-5)
+        assert outcome[str(case)]["shared"] == record["shared"]
+        if processes > 1:
+            assert outcome[str(case)]["gradients"] == KINDS[case.layout]
+            assert record["shared"] % processes != 0 or case.balancer == "frozen"
 
 
-def test_another_balancer_would_show(group: tuple, single: dict) -> None:
-    _, folder, _ = group
-    found = load_file(folder / "db_mtl_beta0.float64.1-0.safetensors")
-    expected, _ = single["log.float64.1"]
-    assert ((found["0 update"] - expected["0 update"]).norm() / expected["0 update"].norm()).item() > 1e-3
+@pytest.mark.parametrize("case", THIN, ids=str)
+def test_two_processes_agree(case: Case, folder: Path) -> None:
+    agrees(case, 2, group(2, (*THIN, *WRONG), folder), folder)
+
+
+@pytest.mark.parametrize("case", WRONG, ids=str)
+def test_mistakes_would_show(case: Case, folder: Path) -> None:
+    (outcome, _) = group(2, (*THIN, *WRONG), folder)
+    assert "error" not in outcome[str(case)], outcome[str(case)]["error"]
+    found = load_file(folder / "2" / f"{case}-0.safetensors")
+    expected, _ = single("db_mtl", "float64", folder)
+    assert distances({"": expected["0 update"]}, {"": found["0 update"]})[""] > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("case", MATRIX, ids=str)
+def test_matrix(case: Case, processes: int, folder: Path) -> None:
+    matrix = folder / "matrix"
+    matrix.mkdir(exist_ok=True)
+    agrees(case, processes, group(processes, tuple(MATRIX), matrix), matrix)

@@ -1,7 +1,7 @@
 """
-Runs every case of a list inside one process group and writes what each came to.
+Runs cases and scenarios inside one process group and writes what each came to.
 
-    torchrun --nproc_per_node 2 tests/distributed/worker.py FOLDER [CASE ...]
+    torchrun --nproc_per_node 2 tests/distributed/worker.py FOLDER CASE_OR_MODULE:FUNCTION[:ARGUMENT...] [...]
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
 
 
@@ -18,19 +19,22 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import torch.distributed as dist
-from distributed_cases import CASES, run_case
+from distributed_cases import Case, run_case
 from safetensors.torch import save_file
 
 
 def main(folder: Path, names: list[str]) -> None:
     outcomes = {}
-    for name in names or CASES:
+    for name in names:
         try:
-            tensors, record = run_case(name, folder)
-            outcomes[name] = record
-            save_file(
-                {key: value.contiguous() for key, value in tensors.items()}, folder / f"{name}-{rank()}.safetensors"
-            )
+            if ":" in name:
+                module, function, *arguments = name.split(":")
+                outcomes[name] = getattr(import_module(module), function)(folder, *arguments)
+            else:
+                tensors, outcomes[name] = run_case(Case.named(name), folder)
+                save_file(
+                    {key: value.contiguous() for key, value in tensors.items()}, folder / f"{name}-{rank()}.safetensors"
+                )
         except Exception:
             outcomes[name] = {"error": traceback.format_exc()}
         if dist.is_initialized():
@@ -44,6 +48,8 @@ def rank() -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if int(os.environ["WORLD_SIZE"]) == 1:  # for FSDP on one process; accelerate makes the others
+        dist.init_process_group("gloo")
     main(Path(sys.argv[1]), sys.argv[2:])
     if dist.is_initialized():
         dist.destroy_process_group()

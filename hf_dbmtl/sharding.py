@@ -1,0 +1,107 @@
+"""What FSDP2 asks of the Trainer: parameters it leaves whole, groups of the optimizer, and the same passes everywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers.utils import logging
+
+from .gradients import Gradients, make_gradients, split_parameters
+
+
+__all__ = ["Filler", "ShardingMixin"]
+
+logger = logging.get_logger(__name__)
+
+
+class Filler(dict):
+    """A batch that does not count: a process runs it to keep the others company in what FSDP exchanges."""
+
+
+class ShardingMixin:
+    """The part of [`MultiTaskTrainer`] that knows of sharded parameters."""
+
+    gradients: Gradients | None
+
+    def _split_parameters(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+        return split_parameters(self.model, self.shared_parameters, self.args.freeze_encoder)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Creates the scheduler, and what computes the gradients: the model has been prepared, its parameters are final."""
+        if self.gradients is None:
+            self.gradients = make_gradients(*self._split_parameters())
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _leave_heads_whole(self, optimizer: torch.optim.Optimizer) -> None:
+        """
+        Has FSDP2 leave every parameter whole that is not shared. A head runs only where its task is, so what its own
+        gradient needs of other processes is exchanged here, task by task; and it is small. Parameters that are sharded
+        and others cannot be in one group of an optimizer.
+        """
+        plugin = self.accelerator.state.fsdp_plugin
+        _, heads = self._split_parameters()
+        whole = dict.fromkeys([*heads.values(), *_parameters_of(self.model, plugin.ignored_modules)])
+        for parameter in whole:
+            parameter.data = parameter.data.to(self.args.device)
+        plugin.ignored_modules = [nn.ParameterList(whole)]
+        if plugin.transformer_cls_names_to_wrap is None:
+            plugin.transformer_cls_names_to_wrap = _units(self.model)
+        split_groups(optimizer, lambda parameter: parameter in whole)
+
+    def _has_mixed_mesh_grads(self, model: nn.Module) -> bool:
+        return False  # accelerate's clipping knows sharded gradients beside others, and takes out the scaler's factor
+
+    def _batches_of(self, micro_batches: Sequence[dict[str, Any]]) -> Callable[[str], list[Any]]:
+        """
+        From the name of a task to its batches among the micro-batches. Where FSDP exchanges parameters in every forward
+        pass, they are as many on every process.
+        """
+        own = {task: [batch[task] for batch in micro_batches if task in batch] for task in self.tasks}
+        if self.is_fsdp_enabled:
+            counts = torch.tensor([len(batches) for batches in own.values()], device=self.args.device)
+            dist.all_reduce(counts, op=dist.ReduceOp.MAX)
+            for (task, batches), count in zip(own.items(), counts.tolist()):
+                if len(batches) < count:
+                    filler = Filler(self.collators[task]([self.train_dataset[task][0]]))
+                    batches += [filler] * (count - len(batches))
+        return lambda task: [self._prepare_inputs(batch) for batch in own[task]]
+
+
+def _units(model: nn.Module) -> list[str]:
+    """
+    The classes of the modules that are sharded each by itself: those that transformers does not split, but for what
+    contains the input embeddings (such as BertEmbeddings), which accelerate shards by themselves and cannot shard twice.
+    """
+    there = {type(module).__name__: module for module in model.modules()}
+    names = [name for name in getattr(model, "_no_split_modules", None) or () if name in there]
+    if not names:
+        return []
+    embeddings = model.get_input_embeddings()
+    return [name for name in names if all(module is not embeddings for module in there[name].modules())]
+
+
+def split_groups(optimizer: torch.optim.Optimizer, *inside: Callable[[nn.Parameter], bool]) -> None:
+    """Splits every group of an optimizer into those parameters for which each function is true, and the others."""
+    for is_inside in inside:
+        groups = []
+        for group in optimizer.param_groups:
+            for side in (True, False):
+                params = [parameter for parameter in group["params"] if is_inside(parameter) == side]
+                if params:
+                    groups.append({**group, "params": params})
+        optimizer.param_groups[:] = groups
+
+
+def _parameters_of(model: nn.Module, modules: Iterable[nn.Module] | str | None) -> list[nn.Parameter]:
+    """The parameters of modules, or of those whose names fit a regular expression, as accelerate's FSDP plugin has them."""
+    if isinstance(modules, str):
+        pattern = re.compile(modules)
+        modules = [module for name, module in model.named_modules() if pattern.fullmatch(name)]
+    return [parameter for module in modules or () for parameter in module.parameters()]
