@@ -100,9 +100,7 @@ def limited_modules() -> Iterator[None]:
         nonlocal count
         count += 1
         if count > MAX_MODULES:
-            raise ValueError(
-                f"The configuration asks for more than {MAX_MODULES} modules: it describes no model."
-            )
+            raise ValueError(f"The configuration asks for more than {MAX_MODULES} modules: it describes no model.")
 
     hook = register_module_module_registration_hook(one_more)
     try:

@@ -96,6 +96,13 @@ class TrainSettings:
     max_length: int | None = _setting("Tokens of an input; by default as many as the encoder takes.")
     max_train_samples: int | None = _setting("Rows of each task to train on, drawn at random; by default all.")
     max_eval_samples: int | None = _setting("Rows of each task to evaluate on, drawn at random; by default all.")
+    early_stopping_patience: int | None = _setting(
+        "End training after so many evaluations in which metric_for_best_model, the average or a task's, got no better."
+    )
+    early_stopping_threshold: float = _setting("What counts as better, for early_stopping_patience.", 0.0)
+    conflict_steps: int | float | None = _setting(
+        "Log the cosines between the tasks' gradients every so many steps, below 1 as a share of all; by default never."
+    )
 
 
 @dataclass(frozen=True)

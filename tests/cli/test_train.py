@@ -153,6 +153,22 @@ def test_without_evaluation(config, capsys):
     assert "not evaluated" in capsys.readouterr().out
 
 
+def test_early_stopping_and_conflicts(config):
+    """A metric of one task decides; it cannot get better by so much, so that the second evaluation is the last."""
+    words = "--eval_strategy steps --eval_steps 1 --save_strategy steps --save_steps 1 --load_best_model_at_end"
+    words += " --metric_for_best_model same_accuracy --early_stopping_patience 1 --early_stopping_threshold 2"
+    main(["train", config, *words.split(), "--output_dir", "stopped", "--conflict_steps", "1", "--logging_steps", "1"])
+    state = json.loads(Path("stopped/trainer_state.json").read_text())
+    assert state["global_step"] == 2
+    assert any("cosine/feeling/score" in record for record in state["log_history"])
+    main(
+        ["train", config, *words.split(), "--output_dir", "stopped", "--early_stopping_patience", "null"]
+    )  # the control
+    state = json.loads(Path("stopped/trainer_state.json").read_text())
+    assert state["global_step"] == 6
+    assert not any("cosine/feeling/score" in record for record in state["log_history"])
+
+
 def test_weights_tuned_on_validation_data(config):
     """And rows of like length together: settings of the Trainer that the file gives it."""
     norms = {}
@@ -175,6 +191,8 @@ def test_weights_tuned_on_validation_data(config):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ("--early_stopping_patience 3", ["early_stopping_patience needs load_best_model_at_end"]),
+        ("--conflict_steps 0", ["conflict_steps: it must be positive"]),
         ("--balancer auto_lambda", ["'auto_lambda' tunes its weights on rows", "validation_fraction"]),
         ("--model_name_or_path nowhere", ["model_name_or_path 'nowhere' could not be loaded"]),
         ("--tokenizer_name nowhere", ["tokenizer_name 'nowhere' could not be loaded"]),
