@@ -5,7 +5,7 @@ The documents are generated: words drawn by their topics, as in a bag-of-words m
 `make_multilabel_classification`), read by a small BERT that starts at random. A missing label is -100 or NaN (or `None`): it
 counts neither in the loss nor in the metrics, and a step without any label of a task leaves that task out.
 
-    python examples/missing_labels.py            # a minute on two cores
+    python examples/missing_labels.py            # minutes on two cores
     python examples/missing_labels.py --tiny     # seconds
 """
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="few rows and steps, to see that it runs")
     parser.add_argument("--output_dir", default="outputs/missing_labels")
     options = parser.parse_args()
-    rows, epochs = (96, 1) if options.tiny else (2000, 12)
+    rows, epochs = (96, 1) if options.tiny else (1600, 10)
 
     set_seed(0)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{word}" for word in range(60))]
