@@ -18,7 +18,7 @@ from .plots import COLORS, DASHES, INK, PALE, STYLE
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_conflicts", "plot_delta_p"]
+__all__ = ["heat_map", "plot_conflicts", "plot_delta_p"]
 
 WORSE, BETTER = "#D55E00", "#0072B2"
 SHOWN_TASKS = 12  # as many names fit on the side of a heat map
@@ -102,7 +102,7 @@ def plot_conflicts(
         panels = above.subplots(rows, columns, squeeze=False, sharey=True)
         image = None
         for place, (axes, (method, found)) in enumerate(zip(panels.flat, maps.items())):
-            image = _heat_map(axes, found, tasks)
+            image = heat_map(axes, found, tasks)
             axes.set_title(method, parse_math=False)
             axes.tick_params(labelbottom=place + columns >= len(maps))  # the lowest of its column
         for axes in panels.flat[len(maps) :]:
@@ -114,7 +114,8 @@ def plot_conflicts(
         return _save(figure, path)
 
 
-def _heat_map(axes: Axes, cosines: np.ndarray, tasks: Sequence[str]) -> Any:
+def heat_map(axes: Axes, cosines: np.ndarray, tasks: Sequence[str]) -> Any:
+    """Draws cosines of shape `(tasks, tasks)` into a panel; returns the image, for a colour bar."""
     shown = np.where(np.eye(len(tasks), dtype=bool), np.nan, cosines)
     image = axes.imshow(shown, cmap="RdBu", vmin=-1, vmax=1)
     axes.grid(visible=False)

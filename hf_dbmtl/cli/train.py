@@ -61,6 +61,10 @@ def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTas
     if settings.conflict_steps is not None:
         trainer.add_callback(ConflictCallback(trainer, settings.conflict_steps))
     MultiTaskProgressCallback.replace(trainer)
+    if "tensorboard" in args.report_to:
+        from ..tensorboard import MultiTaskTensorBoardCallback
+
+        MultiTaskTensorBoardCallback.replace(trainer)
 
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
