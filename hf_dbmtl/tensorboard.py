@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from .conflicts import mean_cosines
 from .plots import STYLE
 
+
+if TYPE_CHECKING:
+    from .trainer import MultiTaskTrainer
 
 __all__ = ["MultiTaskTensorBoardCallback"]
 
@@ -41,10 +44,10 @@ class MultiTaskTensorBoardCallback(TensorBoardCallback):
         self.tasks = list(tasks)
 
     @classmethod
-    def replace(cls, trainer: Trainer) -> None:
+    def replace(cls, trainer: MultiTaskTrainer) -> None:
         """Takes the place of the trainer's [`~transformers.integrations.TensorBoardCallback`], where it has one."""
         stock = trainer.pop_callback(TensorBoardCallback)
-        if stock is not None:
+        if isinstance(stock, TensorBoardCallback):
             trainer.add_callback(cls(list(trainer.tasks), stock.tb_writer))
 
     def on_train_begin(
@@ -66,9 +69,10 @@ class MultiTaskTensorBoardCallback(TensorBoardCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        tags = {key: tag for key in logs or {} if (tag := self._tag(key)) is not None}
+        logs = logs or {}
+        tags = {key: tag for key in logs if (tag := self._tag(key)) is not None}
         # the rest first: it makes the writer where training has not
-        rest = {key: value for key, value in (logs or {}).items() if key not in tags}
+        rest = {key: value for key, value in logs.items() if key not in tags}
         super().on_log(args, state, control, logs=rest, **kwargs)
         if not state.is_world_process_zero or self.tb_writer is None:
             return

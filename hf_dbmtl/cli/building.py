@@ -56,7 +56,8 @@ def load_tokenizer(settings: TrainSettings) -> tuple[Any, int | None]:
     if images and len(images) < len(settings.tasks):
         texts = [name for name in settings.tasks if name not in images]
         raise CommandError(f"tasks {images} have images and {texts} have texts, and one encoder reads one of the two.")
-    name, options = settings.model_name_or_path, {"trust_remote_code": settings.trust_remote_code}
+    name = settings.model_name_or_path
+    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
     what = "model_name_or_path"
     try:
         config = AutoConfig.from_pretrained(name, revision=settings.model_revision or "main", **options)

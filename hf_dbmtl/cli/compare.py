@@ -43,7 +43,7 @@ def run(given: argparse.Namespace) -> None:
     reference = given.reference
     if reference not in (SINGLE_TASK, *(method.name for method in methods)):
         raise CommandError(f"--reference must be {SINGLE_TASK} or one of the methods compared, and is '{reference}'.")
-    folder = Path(args.output_dir, "compare")
+    folder = Path(str(args.output_dir), "compare")
     alone = list(settings.tasks) if reference == SINGLE_TASK and len(settings.tasks) > 1 else []
     planned = plan_runs(config, folder / "runs", methods, seeds, alone)
     for one in planned:

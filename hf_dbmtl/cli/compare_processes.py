@@ -29,7 +29,7 @@ GRACE = 30  # seconds that a launcher has to end its processes
 def in_a_process(one: PlannedRun, keep_models: bool) -> None:
     """Carries a run out in one process, forked where the system can from one that has imported everything."""
     forks = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
     if forks:
         context.set_forkserver_preload([__name__])
     child = context.Process(target=_in_child, args=(str(one.folder), one.task, keep_models))
@@ -69,7 +69,8 @@ def in_several(
 def _in_child(folder: str, task: str | None, keep_model: bool) -> None:
     """Its output goes into the folder, and it ends when the process that started it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent decides
-    threading.Thread(target=_die_with, args=(multiprocessing.parent_process().sentinel,), daemon=True).start()
+    parent: Any = multiprocessing.parent_process()
+    threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
     log = os.open(Path(folder, LOG), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -40,7 +40,8 @@ def run_one(folder: str, task: str | None = None, keep_model: bool = False) -> N
             Whether the trained model is kept.
     """
     settings, args = read_config(str(Path(folder, CONFIG)))
-    shutil.rmtree(args.output_dir, ignore_errors=True)  # what an interrupted run left
+    output = str(args.output_dir)
+    shutil.rmtree(output, ignore_errors=True)  # what an interrupted run left
     tokenizer, data = prepare(settings, args)
     if task is not None:
         args, data = alone(task, args, data)
@@ -61,10 +62,10 @@ def run_one(folder: str, task: str | None = None, keep_model: bool = False) -> N
             "log_history": [_finite(record) for record in trainer.state.log_history],
         }
         write_atomically(Path(folder, RESULT), json.dumps(result, indent=1))
-        for checkpoint in Path(args.output_dir).glob("checkpoint-*"):
+        for checkpoint in Path(output).glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         if not keep_model:
-            shutil.rmtree(args.output_dir, ignore_errors=True)
+            shutil.rmtree(output, ignore_errors=True)
 
 
 def alone(task: str, args: MultiTaskTrainingArguments, data: Data) -> tuple[MultiTaskTrainingArguments, Data]:

@@ -28,7 +28,7 @@ def run(given: argparse.Namespace) -> None:
     settings, args = read_config(given.config, given.settings)
     relaunch(given, args.use_cpu or args.device.type == "cpu")
     logging.set_verbosity(args.get_process_log_level())
-    model, tokenizer = load_model(given.model or args.output_dir)
+    model, tokenizer = load_model(given.model or str(args.output_dir))
     with args.main_process_first(desc="loading and tokenizing the data"):
         data = load_evaluation(settings, model.tasks, tokenizer, longest_input(tokenizer, model.config.encoder))
     if not data.eval:

@@ -83,7 +83,7 @@ def balancer_memory(balancer: Balancer, tasks: int, size: int) -> int:
         size (`int`):
             The bytes of one gradient of the shared parameters.
     """
-    kept = tasks if balancer.memory is not None else 0
+    kept: float = tasks if balancer.memory is not None else 0
     if balancer.memory is not None and balancer.memory.dtype is not None:
         kept *= balancer.memory.dtype.itemsize / 4
     if "coordinate_state" in balancer.weighting.holds:
