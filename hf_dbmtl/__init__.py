@@ -27,10 +27,12 @@ from .tasks import (
 if TYPE_CHECKING:
     from .balancing import make_balancer
     from .callbacks import MultiTaskProgressCallback, PlotCallback
+    from .conflicts import ConflictCallback
     from .encoding import encode_choices, encode_questions, encode_words
     from .export import export_task
     from .metrics import delta_p
     from .preemption import PreemptionCallback
+    from .tensorboard import MultiTaskTensorBoardCallback
     from .trainer import MultiTaskTrainer
     from .training_args import MultiTaskTrainingArguments
 
@@ -38,6 +40,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Classification",
+    "ConflictCallback",
     "DepthEstimation",
     "MaskedLanguageModeling",
     "MultiLabelClassification",
@@ -46,6 +49,7 @@ __all__ = [
     "MultiTaskOutput",
     "MultiTaskPipeline",
     "MultiTaskProgressCallback",
+    "MultiTaskTensorBoardCallback",
     "MultiTaskTrainer",
     "MultiTaskTrainingArguments",
     "MultipleChoice",
@@ -67,6 +71,8 @@ __all__ = [
 
 # Importing transformers' Trainer takes seconds: who only loads a model does not wait for it.
 _LAZY = {
+    "ConflictCallback": ".conflicts",
+    "MultiTaskTensorBoardCallback": ".tensorboard",
     "MultiTaskProgressCallback": ".callbacks",
     "MultiTaskTrainer": ".trainer",
     "MultiTaskTrainingArguments": ".training_args",

@@ -18,7 +18,7 @@ from .plots import COLORS, DASHES, INK, PALE, STYLE
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_conflicts", "plot_delta_p"]
+__all__ = ["heat_map", "plot_conflicts", "plot_delta_p"]
 
 WORSE, BETTER = "#D55E00", "#0072B2"
 SHOWN_TASKS = 12  # as many names fit on the side of a heat map
@@ -43,22 +43,26 @@ def plot_delta_p(summaries: Sequence[Summary], path: str | os.PathLike, referenc
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    known = [one for one in summaries if one.delta_p is not None and math.isfinite(one.delta_p.mean)]
+    known = [
+        (one.method, one.delta_p) for one in summaries if one.delta_p is not None and math.isfinite(one.delta_p.mean)
+    ]
     if not known:
         raise ValueError("No method has a Δp to plot.")
-    known.sort(key=lambda one: one.delta_p.mean)
+    known.sort(key=lambda one: one[1].mean)
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(6.4, 1.1 + 0.38 * len(known)), layout="constrained")
         axes = figure.subplots()
-        for place, one in enumerate(known):
-            mean, deviation = one.delta_p.mean, one.delta_p.deviation
+        for place, (_, spread) in enumerate(known):
+            mean, deviation = spread.mean, spread.deviation
             axes.barh(place, mean, height=0.62, color=BETTER if mean >= 0 else WORSE, alpha=0.75, zorder=2)
             if deviation is not None:
                 axes.errorbar(mean, place, xerr=deviation, color=INK, linewidth=1.2, capsize=3.5, zorder=4)
-            values = one.delta_p.values
+            values = spread.values
             axes.plot(values, [place] * len(values), "o", color=INK, markersize=2.8, alpha=0.6, zorder=3)
         axes.set_yticks(
-            range(len(known)), [f"{one.method}  ({shown(one.delta_p.mean, '+.2f')})" for one in known], parse_math=False
+            range(len(known)),
+            [f"{method}  ({shown(spread.mean, '+.2f')})" for method, spread in known],
+            parse_math=False,
         )
         axes.axvline(0, color=INK, linewidth=0.9, zorder=5)
         axes.grid(axis="y", visible=False)
@@ -98,11 +102,12 @@ def plot_conflicts(
     side = 1.5 + 0.2 * min(len(tasks), 10)
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(max(6.4, columns * side + 1.0), rows * side + 2.6), layout="constrained")
-        above, below = figure.subfigures(2, 1, height_ratios=[rows * side, 2.4])
+        parts: Any = figure.subfigures(2, 1, height_ratios=[rows * side, 2.4])
+        above, below = parts
         panels = above.subplots(rows, columns, squeeze=False, sharey=True)
         image = None
         for place, (axes, (method, found)) in enumerate(zip(panels.flat, maps.items())):
-            image = _heat_map(axes, found, tasks)
+            image = heat_map(axes, found, tasks)
             axes.set_title(method, parse_math=False)
             axes.tick_params(labelbottom=place + columns >= len(maps))  # the lowest of its column
         for axes in panels.flat[len(maps) :]:
@@ -114,7 +119,8 @@ def plot_conflicts(
         return _save(figure, path)
 
 
-def _heat_map(axes: Axes, cosines: np.ndarray, tasks: Sequence[str]) -> Any:
+def heat_map(axes: Axes, cosines: np.ndarray, tasks: Sequence[str]) -> Any:
+    """Draws cosines of shape `(tasks, tasks)` into a panel; returns the image, for a colour bar."""
     shown = np.where(np.eye(len(tasks), dtype=bool), np.nan, cosines)
     image = axes.imshow(shown, cmap="RdBu", vmin=-1, vmax=1)
     axes.grid(visible=False)
@@ -149,7 +155,7 @@ def _curves(axes: Axes, log_histories: Mapping[str, Sequence[Mapping[str, Any]]]
             if (found := [value for key, value in record.items() if key.startswith("cosine/") and key.count("/") == 2])
         ]
         steps, values = zip(*points)
-        look = {"color": COLORS[place % len(COLORS)], "linestyle": DASHES[place // len(COLORS) % len(DASHES)]}
+        look: Any = {"color": COLORS[place % len(COLORS)], "linestyle": DASHES[place // len(COLORS) % len(DASHES)]}
         axes.plot(
             steps, values, label=method, linewidth=1.6, marker="o" if len(points) < 12 else None, markersize=3, **look
         )

@@ -51,8 +51,8 @@ def to_markdown(
     for place, (task, metric) in enumerate(columns, start=2):
         _embolden(rows, place, [one.metrics.get(task, {}).get(metric) for one in summaries], directions.get(metric))
     _embolden(rows, 2 + len(columns) + 1, [one.delta_p for one in summaries], True)
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    table = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in table]
     notes = [f"{one.method}: no Δp, since {one.why}." for one in summaries if one.why]
     return "\n".join([*lines, "", legend(reference), *(f"\n{note}" for note in dict.fromkeys(notes))]) + "\n"
 

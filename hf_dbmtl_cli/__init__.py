@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments = [arguments[0], "--help"]  # wherever it stands, also among the settings
     given, unknown = parser.parse_known_args(arguments or ["--help"])
     _take_settings(parser, given, unknown, arguments)
+    given.words = arguments
     module, _, name = given.run.partition(":")
     try:
         getattr(import_module(module), name)(given)

@@ -38,7 +38,8 @@ tasks, each under its name:
   text, label            columns; two texts make a pair, several labels a vector
   label_names or num_labels, main_metric, dropout, max_train_samples, max_eval_samples
 
-several processes: torchrun --nproc_per_node 2 -m hf_dbmtl train config.yaml
+several processes: hf-dbmtl train config.yaml --num_processes 2
+               or: torchrun --nproc_per_node 2 -m hf_dbmtl train config.yaml
                or: accelerate launch -m hf_dbmtl train config.yaml\
 """
 
@@ -119,6 +120,15 @@ def _takes_settings(command: argparse.ArgumentParser) -> None:
     command.set_defaults(settings=[])
 
 
+def _takes_processes(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--num_processes", type=int, metavar="N", help="run on N processes of this machine")
+    command.add_argument(
+        "--accelerate_config",
+        metavar="NAME",
+        help="run as a file says that `accelerate config` wrote (its path or name)",
+    )
+
+
 def _train(commands: Any) -> None:
     train = _command(
         commands,
@@ -130,6 +140,7 @@ def _train(commands: Any) -> None:
     )
     train.add_argument("--help_all", action="store_true", help="list every setting (takes seconds) and exit")
     _takes_settings(train)
+    _takes_processes(train)
 
 
 def _compare(commands: Any) -> None:
@@ -141,6 +152,7 @@ def _compare(commands: Any) -> None:
         description=COMPARE,
     )
     _takes_settings(compare)
+    _takes_processes(compare)
     compare.add_argument(
         "--balancers",
         default="ew,db_mtl",
@@ -187,6 +199,7 @@ def _evaluate(commands: Any) -> None:
         description=EVALUATE,
     )
     _takes_settings(evaluate)
+    _takes_processes(evaluate)
     evaluate.add_argument(
         "--model", metavar="FOLDER", help="the trained model; by default that in the file's output_dir"
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
@@ -31,7 +32,7 @@ __all__ = ["load_tokenizer", "longest_input", "make_trainer", "prepare"]
 NO_LIMIT = 1_000_000  # tokenizers that know of no limit name a much larger number
 
 
-def prepare(settings: TrainSettings, args: MultiTaskTrainingArguments) -> tuple[PreTrainedTokenizerBase, Data]:
+def prepare(settings: TrainSettings, args: MultiTaskTrainingArguments) -> tuple[Any, Data]:
     """
     Sets the seed, and loads the tokenizer and the data.
 
@@ -46,9 +47,17 @@ def prepare(settings: TrainSettings, args: MultiTaskTrainingArguments) -> tuple[
         return tokenizer, load_data(settings, tokenizer, longest)
 
 
-def load_tokenizer(settings: TrainSettings) -> tuple[PreTrainedTokenizerBase, int | None]:
-    """The tokenizer, and how many tokens it and the encoder take (`None` where neither tells)."""
-    name, options = settings.model_name_or_path, {"trust_remote_code": settings.trust_remote_code}
+def load_tokenizer(settings: TrainSettings) -> tuple[Any, int | None]:
+    """
+    The tokenizer, and how many tokens it and the encoder take (`None` where neither tells); of tasks over images the image
+    processor.
+    """
+    images = [name for name, task in settings.tasks.items() if task.image is not None]
+    if images and len(images) < len(settings.tasks):
+        texts = [name for name in settings.tasks if name not in images]
+        raise CommandError(f"tasks {images} have images and {texts} have texts, and one encoder reads one of the two.")
+    name = settings.model_name_or_path
+    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
     what = "model_name_or_path"
     try:
         config = AutoConfig.from_pretrained(name, revision=settings.model_revision or "main", **options)
@@ -56,7 +65,7 @@ def load_tokenizer(settings: TrainSettings) -> tuple[PreTrainedTokenizerBase, in
             options["revision"] = settings.model_revision or "main"
         else:
             what, name = "tokenizer_name", settings.tokenizer_name
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = (AutoImageProcessor if images else AutoTokenizer).from_pretrained(name, **options)
     except (OSError, ValueError) as error:
         raise CommandError(f"{what} '{name}' could not be loaded: {' '.join(str(error).split())}") from error
     if isinstance(config, MultiTaskConfig):
@@ -64,13 +73,17 @@ def load_tokenizer(settings: TrainSettings) -> tuple[PreTrainedTokenizerBase, in
             f"model_name_or_path '{settings.model_name_or_path}' has its heads already: name its encoder, or go on "
             "with an interrupted run by --resume_from_checkpoint."
         )
+    if images:
+        return tokenizer, None
     if tokenizer.pad_token is None:  # decoders have none; what is padded is masked
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, longest_input(tokenizer, config)
 
 
-def longest_input(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int | None:
+def longest_input(tokenizer: Any, config: PreTrainedConfig) -> int | None:
     """How many tokens the tokenizer and an encoder of this configuration take; `None` where neither tells."""
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return None
     longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or NO_LIMIT)
     return longest if longest < NO_LIMIT else None
 
@@ -78,7 +91,7 @@ def longest_input(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) 
 def make_trainer(
     settings: TrainSettings,
     args: MultiTaskTrainingArguments,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Any,
     data: Data,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> MultiTaskTrainer:
@@ -91,6 +104,11 @@ def make_trainer(
     options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
     if settings.model_revision is not None:
         options["revision"] = settings.model_revision
+    if args.make_balancer().validates and not data.validation:
+        raise CommandError(
+            f"balancer '{args.balancer}' tunes its weights on rows that are neither trained nor evaluated on: hold some out "
+            "in the dataset of every task that is to become better (validation_fraction: 0.1, or split.validation)."
+        )
     try:
         model = MultiTaskModel.from_encoder(
             settings.model_name_or_path, data.tasks, pooling=settings.pooling, processing_class=tokenizer, **options
@@ -100,6 +118,7 @@ def make_trainer(
             args=args,
             train_dataset=data.train,
             eval_dataset=data.eval or None,
+            validation_dataset=data.validation or None,
             processing_class=tokenizer,
             callbacks=list(callbacks),
         )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import multiprocessing
-import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from hf_dbmtl_cli import CommandError
 
+from ..balancing import make_balancer
 from ..comparison import SINGLE_TASK, Run, Summary, summarise
 from ..comparison_plots import plot_conflicts, plot_delta_p
 from ..comparison_text import legend, to_csv, to_markdown, to_table
@@ -23,8 +23,9 @@ from ..metrics import main_metric
 from ..plots import logged_tasks, plot_training
 from .building import prepare
 from .compare_plan import ERROR, PlannedRun, parse_methods, parse_seeds, plan_runs, write_atomically
-from .compare_run import LOG, in_child
+from .compare_processes import LOG, in_a_process, in_several
 from .config import build_config, merge_config
+from .launching import launch_command, wanted
 from .preparation import Data
 from .yaml_file import parse_yaml
 
@@ -42,16 +43,22 @@ def run(given: argparse.Namespace) -> None:
     reference = given.reference
     if reference not in (SINGLE_TASK, *(method.name for method in methods)):
         raise CommandError(f"--reference must be {SINGLE_TASK} or one of the methods compared, and is '{reference}'.")
-    folder = Path(args.output_dir, "compare")
+    folder = Path(str(args.output_dir), "compare")
     alone = list(settings.tasks) if reference == SINGLE_TASK and len(settings.tasks) > 1 else []
     planned = plan_runs(config, folder / "runs", methods, seeds, alone)
     for one in planned:
         one.check()
     _, data = prepare(settings, args)  # refuses here, once, what every run would fail with; they find it in the cache
     metrics = _metrics(given.metrics, data)
+    for method in methods:
+        if make_balancer(method.balancer, method.options).validates and not data.validation:
+            raise CommandError(
+                f"--balancers: '{method.name}' tunes its weights on rows held out for it: give validation_fraction or "
+                "split.validation in the dataset of every task that is to become better."
+            )
     console = Console()
     try:
-        _run_all(planned, console, given.keep_models)
+        _run_all(planned, console, _starter(given, args.use_cpu or args.device.type == "cpu"))
     except KeyboardInterrupt:
         console.print("Interrupted. The same command goes on with what is not finished.")
         report(planned, folder, metrics, reference, console)
@@ -83,7 +90,18 @@ def _metrics(words: str | None, data: Data) -> dict[str, list[str]]:
     return found
 
 
-def _run_all(planned: Sequence[PlannedRun], console: Console, keep_models: bool) -> None:
+def _starter(given: argparse.Namespace, use_cpu: bool) -> Callable[[PlannedRun], None]:
+    """What carries a run out and returns when it has ended, however it did."""
+    if not wanted(given):
+        return partial(in_a_process, keep_models=given.keep_models)
+    command = partial(
+        launch_command, num_processes=given.num_processes, accelerate_config=given.accelerate_config, use_cpu=use_cpu
+    )
+    command([])  # refuses now what it would refuse for every run
+    return partial(in_several, keep_models=given.keep_models, command=command)
+
+
+def _run_all(planned: Sequence[PlannedRun], console: Console, start_run: Callable[[PlannedRun], None]) -> None:
     for number, one in enumerate(planned, start=1):
         what = f"[{number}/{len(planned)}] {one}"
         if one.finished:
@@ -91,7 +109,7 @@ def _run_all(planned: Sequence[PlannedRun], console: Console, keep_models: bool)
             continue
         start = time.perf_counter()
         one.prepare()
-        _run(one, keep_models)
+        start_run(one)
         seconds = time.perf_counter() - start
         if one.finished:
             console.print(f"{what}: {seconds:.0f} s", markup=False, highlight=False)
@@ -103,24 +121,6 @@ def _run_all(planned: Sequence[PlannedRun], console: Console, keep_models: bool)
                 markup=False,
                 highlight=False,
             )
-
-
-def _run(one: PlannedRun, keep_models: bool) -> None:
-    """In a process of its own, forked from one that has imported everything where the system can."""
-    forks = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if forks else "spawn")
-    if forks:
-        context.set_forkserver_preload(["hf_dbmtl.cli.compare_run"])
-    child = context.Process(target=in_child, args=(str(one.folder), one.task, keep_models))
-    child.start()
-    try:
-        child.join()
-    finally:
-        if child.is_alive():
-            before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # not while the child is being ended
-            child.kill()
-            child.join()
-            signal.signal(signal.SIGINT, before)
 
 
 def report(
@@ -154,7 +154,8 @@ def report(
     write_atomically(folder / "comparison.csv", to_csv(summaries, metrics))
     write_atomically(folder / "runs.csv", _runs_csv(runs))
     plots = _plots(results, summaries, list(metrics), folder, reference)
-    console.print(_table(summaries, metrics, reference, console))
+    console.print(_table(summaries, metrics, console))
+    console.print(legend(reference), style="dim", markup=False, highlight=False)
     for why in dict.fromkeys(f"{one.method}: no Δp, since {one.why}" for one in summaries if one.why):
         console.print(why, markup=False, highlight=False)
     names = ", ".join(["comparison.md", "comparison.csv", "runs.csv", *plots])
@@ -196,9 +197,7 @@ def _plots(
     return [path.name for path in drawn]
 
 
-def _table(
-    summaries: Sequence[Summary], metrics: Mapping[str, Sequence[str]], reference: str, console: Console
-) -> Table:
+def _table(summaries: Sequence[Summary], metrics: Mapping[str, Sequence[str]], console: Console) -> Table:
     """A row or a column per method, with deviations beside or below the means, whichever is the first that fits."""
     header, rows = to_table(summaries, metrics)
     for turned, break_ in itertools.product((False, True), (" ± ", "\n± ")):
@@ -211,5 +210,4 @@ def _table(
             table.add_row(*(cell.replace(" ± ", break_) for cell in line))
         if console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width:
             break
-    table.caption, table.caption_justify = legend(reference), "left"
     return table

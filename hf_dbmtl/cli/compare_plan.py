@@ -160,7 +160,7 @@ def plan_runs(
     runs = []
     for seed in seeds:
         for task in tasks:
-            own = {"balancer": "ew", "balancer_kwargs": None, "task_weights": None}
+            own: dict[str, Any] = {"balancer": "ew", "balancer_kwargs": None, "task_weights": None}
             place = folder / SINGLE_TASK / task / f"seed-{seed}"
             runs.append(PlannedRun(SINGLE_TASK, seed, place, _config(config, place, seed, own), task))
         for method in methods:

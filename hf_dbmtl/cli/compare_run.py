@@ -1,18 +1,11 @@
-"""One run of `hf-dbmtl compare`, in a process of its own: what kills it does not end the others."""
+"""One run of `hf-dbmtl compare`."""
 
 from __future__ import annotations
 
 import json
 import math
-import multiprocessing
-import os
 import shutil
-import signal
-import sys
-import threading
-import traceback
 from dataclasses import replace
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -24,38 +17,14 @@ from ..step_cost import StepCostCallback
 from ..trainer import MultiTaskTrainer
 from ..training_args import MultiTaskTrainingArguments
 from .building import make_trainer, prepare
-from .compare_plan import CONFIG, ERROR, RESULT, write_atomically
+from .compare_plan import CONFIG, RESULT, write_atomically
 from .config import read_config
 from .preparation import Data
 
 
-__all__ = ["in_child", "run_one"]
+__all__ = ["run_one"]
 
-LOG = "log.txt"
 MEASUREMENTS = 20  # of the cosines between the tasks, over the run
-
-
-def in_child(folder: str, task: str | None, keep_model: bool) -> None:
-    """What a child process runs: its output goes into the folder, and it ends when the process that started it does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent decides
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
-    log = os.open(Path(folder, LOG), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    try:
-        run_one(folder, task, keep_model)
-    except BaseException as error:
-        traceback.print_exc()
-        write_atomically(Path(folder, ERROR), f"{type(error).__name__}: {error}\n")
-        sys.stderr.flush()
-        os._exit(1)
-
-
-def _die_with(sentinel: Any) -> None:
-    wait([sentinel])
-    os._exit(1)
 
 
 def run_one(folder: str, task: str | None = None, keep_model: bool = False) -> None:
@@ -71,7 +40,8 @@ def run_one(folder: str, task: str | None = None, keep_model: bool = False) -> N
             Whether the trained model is kept.
     """
     settings, args = read_config(str(Path(folder, CONFIG)))
-    shutil.rmtree(args.output_dir, ignore_errors=True)  # what an interrupted run left
+    output = str(args.output_dir)
+    shutil.rmtree(output, ignore_errors=True)  # what an interrupted run left
     tokenizer, data = prepare(settings, args)
     if task is not None:
         args, data = alone(task, args, data)
@@ -92,10 +62,10 @@ def run_one(folder: str, task: str | None = None, keep_model: bool = False) -> N
             "log_history": [_finite(record) for record in trainer.state.log_history],
         }
         write_atomically(Path(folder, RESULT), json.dumps(result, indent=1))
-        for checkpoint in Path(args.output_dir).glob("checkpoint-*"):
+        for checkpoint in Path(output).glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         if not keep_model:
-            shutil.rmtree(args.output_dir, ignore_errors=True)
+            shutil.rmtree(output, ignore_errors=True)
 
 
 def alone(task: str, args: MultiTaskTrainingArguments, data: Data) -> tuple[MultiTaskTrainingArguments, Data]:
@@ -125,6 +95,7 @@ def alone(task: str, args: MultiTaskTrainingArguments, data: Data) -> tuple[Mult
         tasks={task: data.tasks[task]},
         train={task: data.train[task]},
         eval={name: rows for name, rows in data.eval.items() if name == task},
+        validation={},
     )
 
 
@@ -142,7 +113,3 @@ def by_task(metrics: dict[str, float], trainer: MultiTaskTrainer) -> dict[str, d
 def _finite(record: dict[str, Any]) -> dict[str, Any]:
     """JSON has no NaN: what is not finite is left out."""
     return {key: value for key, value in record.items() if not (isinstance(value, float) and not math.isfinite(value))}
-
-
-if __name__ == "__main__":  # of several processes, as a launcher starts it
-    run_one(sys.argv[1], sys.argv[2] or None, sys.argv[3] == "keep")

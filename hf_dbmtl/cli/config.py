@@ -68,9 +68,11 @@ def build_config(merged: Mapping[str, Any], where: str) -> tuple[TrainSettings, 
     settings = _build(TrainSettings, own, path, "")
     if not settings.tasks:
         raise CommandError(f"{path}: `tasks` must name one task at least.")
-    for name in ("max_length", "max_train_samples", "max_eval_samples"):
+    for name in ("max_length", "max_train_samples", "max_eval_samples", "early_stopping_patience"):
         if (count := getattr(settings, name)) is not None and count < 1:
             raise CommandError(f"{path}: {name}: it must be 1 or more, and is {count}.")
+    if settings.conflict_steps is not None and not settings.conflict_steps > 0:
+        raise CommandError(f"{path}: conflict_steps: it must be positive, and is {settings.conflict_steps}.")
     return settings, _training_arguments({name: merged[name] for name in merged if name not in own}, where)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Image
 from transformers import PreTrainedTokenizerBase
 
 from hf_dbmtl_cli import CommandError
@@ -14,7 +15,7 @@ from ..encoding import encode_words
 from .labels import LabelReader
 
 
-__all__ = ["encode"]
+__all__ = ["encode", "encode_images"]
 
 
 def encode(
@@ -47,6 +48,48 @@ def encode(
         fn_kwargs={"tokenizer": tokenizer, "text": list(text), "reader": reader, "max_length": max_length},
         desc=f"Tokenizing {reader.name}",
     )
+
+
+def encode_images(rows: Dataset, processor: Any, column: str, reader: LabelReader) -> Dataset:
+    """
+    Reads the labels of a dataset of images, whose pixels are made as they are needed: on disk they would take many times
+    the room.
+
+    Args:
+        rows (`Dataset`):
+            The rows.
+        processor (`BaseImageProcessor`):
+            The image processor.
+        column (`str`):
+            The column of the images, or of their paths.
+        reader ([`LabelReader`]):
+            What turns the label columns into labels.
+    """
+    if reader.task.level != "sequence":
+        raise CommandError(f"Task '{reader.name}': {reader.task.kind} is for texts: name their column in `text`.")
+    labels = reader(rows.select_columns(reader.columns)[:])
+    if not isinstance(rows.features[column], Image):
+        rows = rows.cast_column(column, Image())
+    rows = rows.select_columns([column]).add_column("labels", labels)
+    return rows.with_transform(_Pixels(processor, column, reader.name))
+
+
+@dataclass
+class _Pixels:
+    """What a batch of rows becomes when it is read."""
+
+    processor: Any
+    column: str
+    task: str
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, Any]:
+        if self.column not in batch:  # the labels alone are asked for
+            return batch
+        images = batch.pop(self.column)
+        if None in images:
+            raise CommandError(f"Task '{self.task}': the image column '{self.column}' is empty in one row.")
+        pixels = self.processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
+        return {**batch, **pixels}
 
 
 def _encode_texts(

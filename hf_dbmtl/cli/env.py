@@ -28,7 +28,7 @@ PACKAGES = (
 )
 SOLVERS = ("clarabel", "cvxpy", "ecos", "qpsolvers", "quadprog")
 # of the environment only what changes how things run: other variables may hold secrets
-VARIABLES = (
+VARIABLES: tuple[str, ...] = (
     "ACCELERATE_USE_CPU",
     "ACCELERATE_MIXED_PRECISION",
     "CUDA_VISIBLE_DEVICES",

@@ -12,6 +12,7 @@ from hf_dbmtl_cli import CommandError
 from ..trainer import MultiTaskTrainer
 from .building import longest_input
 from .config import read_config
+from .launching import relaunch
 from .models import load_model
 from .preparation import load_evaluation
 from .tables import results_table
@@ -25,8 +26,9 @@ def run(given: argparse.Namespace) -> None:
     if given.config is None:
         raise CommandError("name the YAML file: hf-dbmtl evaluate config.yaml [--model folder]")
     settings, args = read_config(given.config, given.settings)
+    relaunch(given, args.use_cpu or args.device.type == "cpu")
     logging.set_verbosity(args.get_process_log_level())
-    model, tokenizer = load_model(given.model or args.output_dir)
+    model, tokenizer = load_model(given.model or str(args.output_dir))
     with args.main_process_first(desc="loading and tokenizing the data"):
         data = load_evaluation(settings, model.tasks, tokenizer, longest_input(tokenizer, model.config.encoder))
     if not data.eval:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from hf_dbmtl_cli import CommandError
 
@@ -83,7 +83,7 @@ def balancer_memory(balancer: Balancer, tasks: int, size: int) -> int:
         size (`int`):
             The bytes of one gradient of the shared parameters.
     """
-    kept = tasks if balancer.memory is not None else 0
+    kept: float = tasks if balancer.memory is not None else 0
     if balancer.memory is not None and balancer.memory.dtype is not None:
         kept *= balancer.memory.dtype.itemsize / 4
     if "coordinate_state" in balancer.weighting.holds:
@@ -113,14 +113,15 @@ def _tasks(data: Data, rows: dict[str, int], heads: dict[str, nn.Parameter]) -> 
     return table
 
 
-def _first_rows(data: Data, tokenizer: PreTrainedTokenizerBase) -> Table:
+def _first_rows(data: Data, tokenizer: Any) -> Table:
     """The first training row of every task as the encoder reads it: wrong columns show here."""
     table = Table(title="First rows", title_justify="left", show_header=False)
     for _ in range(3):
         table.add_column(overflow="fold")
     for name, rows in data.train.items():
-        text = tokenizer.decode(rows[0]["input_ids"]) if "input_ids" in rows.column_names else ""
-        lengths = [len(one) for one in rows[:1000].get("input_ids", [])]
+        texts = "input_ids" in rows.column_names
+        text = tokenizer.decode(rows[0]["input_ids"]) if texts else f"pixels {tuple(rows[0]['pixel_values'].shape)}"
+        lengths = [len(one) for one in rows[:1000]["input_ids"]] if texts else []
         size = f"{sum(lengths) / len(lengths):.0f} tokens on average, {max(lengths)} at most" if lengths else ""
         label = str(rows[0]["labels"])
         table.add_row(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -12,7 +13,7 @@ from hf_dbmtl_cli import CommandError
 
 from ..metrics import baseline_metrics, main_metric
 from ..tasks import Task
-from .encoding import encode
+from .encoding import encode, encode_images
 from .labels import LabelReader, declare_task
 from .settings import TaskSettings, TrainSettings
 from .sources import as_list, load_rows, sample
@@ -30,6 +31,7 @@ class Data:
     train: dict[str, Dataset]
     eval: dict[str, Dataset]
     baselines: dict[str, dict[str, float]]
+    validation: dict[str, Dataset] = field(default_factory=dict)
 
 
 def load_data(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase, longest: int | None = None) -> Data:
@@ -47,21 +49,20 @@ def load_data(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase, longe
     data = Data({}, {}, {}, {})
     for name, task in settings.tasks.items():
         _check_task(name, task)
-        train_rows, eval_rows = load_rows(name, task)
-        declared = declare_task(name, task, train_rows)  # before rows are drawn: the names must all be there
+        loaded = load_rows(name, task)
+        declared = declare_task(name, task, loaded.train)  # before rows are drawn: the names must all be there
         length = _max_length(name, task.max_length or settings.max_length, longest)
         data.tasks[name] = declared
         for into, rows, count in (
-            (data.train, train_rows, task.max_train_samples or settings.max_train_samples),
-            (data.eval, eval_rows, task.max_eval_samples or settings.max_eval_samples),
+            (data.train, loaded.train, task.max_train_samples or settings.max_train_samples),
+            (data.eval, loaded.eval, task.max_eval_samples or settings.max_eval_samples),
+            (data.validation, loaded.validation, None),
         ):
             if rows is not None:
                 reader = LabelReader.of(name, declared, as_list(task.label), rows)
-                into[name] = encode(sample(rows, count), tokenizer, as_list(task.text), reader, length)
-        if eval_rows is not None:
-            data.baselines[name] = _baseline(
-                name, declared, data.train[name]["labels"][:], data.eval[name]["labels"][:]
-            )
+                into[name] = _encode(task, sample(rows, count), tokenizer, reader, length)
+        if loaded.eval is not None:
+            data.baselines[name] = _baseline(name, declared, _labels(data.train[name]), _labels(data.eval[name]))
     return data
 
 
@@ -90,19 +91,28 @@ def load_evaluation(
             )
         if tasks[name].kind != task.kind:
             raise CommandError(f"Task '{name}': its kind is {task.kind}, and that of the model is {tasks[name].kind}.")
-        train_rows, rows = load_rows(name, task)
+        train_rows, rows, _ = load_rows(name, task)
         if rows is None:
             continue
         length = _max_length(name, task.max_length or settings.max_length, longest)
         columns = as_list(task.label)
         data.tasks[name] = tasks[name]
         rows = sample(rows, task.max_eval_samples or settings.max_eval_samples)
-        data.eval[name] = encode(
-            rows, tokenizer, as_list(task.text), LabelReader.of(name, tasks[name], columns, rows), length
-        )
+        reader = LabelReader.of(name, tasks[name], columns, rows)
+        data.eval[name] = _encode(task, rows, tokenizer, reader, length)
         train_labels = LabelReader.of(name, tasks[name], columns, train_rows)(train_rows.select_columns(columns)[:])
-        data.baselines[name] = _baseline(name, tasks[name], train_labels, data.eval[name]["labels"][:])
+        data.baselines[name] = _baseline(name, tasks[name], train_labels, _labels(data.eval[name]))
     return data
+
+
+def _encode(task: TaskSettings, rows: Dataset, processing: Any, reader: LabelReader, length: int | None) -> Dataset:
+    if task.image is not None:
+        return encode_images(rows, processing, task.image, reader)
+    return encode(rows, processing, as_list(task.text), reader, length)
+
+
+def _labels(rows: Dataset) -> list:
+    return rows.with_format(None)["labels"][:]
 
 
 def _check_task(name: str, settings: TaskSettings) -> None:

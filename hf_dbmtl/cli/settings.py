@@ -29,6 +29,9 @@ class Splits:
 
     train: str | None = _setting("The split to train on, 'train' by default.")
     eval: str | None = _setting("The split to evaluate on, by default 'validation', or else 'test'.")
+    validation: str | None = _setting(
+        "The split on which auto_lambda and moml tune their weights; no other looks at it."
+    )
 
 
 @dataclass
@@ -52,6 +55,12 @@ class DatasetSettings:
     eval_fraction: float | None = _setting(
         "The share of the training rows to hold out for evaluation; 0 trains without evaluation."
     )
+    validation_fraction: float | None = _setting(
+        "The share of the training rows on which auto_lambda and moml tune their weights, held out of the training."
+    )
+    streaming: bool = _setting(
+        "Not supported: rows are drawn by number. `datasets` reads them from disk as it is.", False
+    )
 
 
 @dataclass
@@ -61,6 +70,9 @@ class TaskSettings:
     kind: str = _setting("What is predicted.", MISSING, KINDS)
     dataset: DatasetSettings = _setting("Where the data come from.", MISSING)
     text: str | list[str] = _setting("The column of the texts; two make a pair. Token level: of the words.", "text")
+    image: str | None = _setting(
+        "The column of the images, or of their paths, in place of texts; a folder's is 'image'."
+    )
     label: str | list[str] = _setting("The column of the labels; several make a vector of numbers.", "label")
     num_labels: int | None = _setting("The number of labels; by default as many as the training data hold.")
     label_names: list[str] | None = _setting("Names of the labels; by default those in the training data.")
@@ -84,6 +96,13 @@ class TrainSettings:
     max_length: int | None = _setting("Tokens of an input; by default as many as the encoder takes.")
     max_train_samples: int | None = _setting("Rows of each task to train on, drawn at random; by default all.")
     max_eval_samples: int | None = _setting("Rows of each task to evaluate on, drawn at random; by default all.")
+    early_stopping_patience: int | None = _setting(
+        "End training after so many evaluations in which metric_for_best_model, the average or a task's, got no better."
+    )
+    early_stopping_threshold: float = _setting("What counts as better, for early_stopping_patience.", 0.0)
+    conflict_steps: int | float | None = _setting(
+        "Log the cosines between the tasks' gradients every so many steps, below 1 as a share of all; by default never."
+    )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import glob
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
@@ -17,7 +17,7 @@ from .settings import DataFiles, DatasetSettings, Splits, TaskSettings
 from .values import nearest
 
 
-__all__ = ["as_list", "load_rows", "sample"]
+__all__ = ["Rows", "as_list", "load_rows", "sample"]
 
 BUILDERS = {
     ".parquet": "parquet",
@@ -27,14 +27,22 @@ BUILDERS = {
     ".jsonl": "json",
     ".arrow": "arrow",
 }
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 EVAL_SPLITS = ("eval", "validation", "test")
 SEED = 0  # of what is held out or drawn: the same rows whatever the seed of the run, so that runs can be compared
 
 
-def load_rows(task: str, settings: TaskSettings) -> tuple[Dataset, Dataset | None]:
+class Rows(NamedTuple):
+    """The rows of a task: to train on, to evaluate on and to tune weights on, the latter two where there are any."""
+
+    train: Dataset
+    eval: Dataset | None = None
+    validation: Dataset | None = None
+
+
+def load_rows(task: str, settings: TaskSettings) -> Rows:
     """
-    The rows of a task, to train on and to evaluate on (`None` where there is to be no evaluation), with the columns
-    that its settings name.
+    The rows of a task, with the columns that its settings name.
 
     Args:
         task (`str`):
@@ -46,17 +54,39 @@ def load_rows(task: str, settings: TaskSettings) -> tuple[Dataset, Dataset | Non
         [`CommandError`]: data that are not there, cannot be read, or lack a split or a column.
     """
     source = settings.dataset
-    if source.eval_fraction is not None and not 0 <= source.eval_fraction < 1:
-        raise _error(task, f"eval_fraction must be in [0, 1), and is {source.eval_fraction}.")
+    _check_shares(task, source)
     load = _loader(task, source)
     try:
         train, evaluation = _splits(task, source, load)
         if evaluation is None and source.eval_fraction:
             train, evaluation = train.train_test_split(test_size=source.eval_fraction, seed=SEED).values()
+        validation = load(source.split.validation) if source.split and source.split.validation else None
+        if source.validation_fraction:
+            train, validation = train.train_test_split(test_size=source.validation_fraction, seed=SEED).values()
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise _error(task, f"{_describe(source)} could not be loaded: {_cause(error)}") from error
-    columns = [*as_list(settings.text), *as_list(settings.label)]
-    return _select(task, train, columns), None if evaluation is None else _select(task, evaluation, columns)
+    columns = [*as_list(settings.image or settings.text), *as_list(settings.label)]
+    return Rows(*(None if rows is None else _select(task, rows, columns) for rows in (train, evaluation, validation)))
+
+
+def _check_shares(task: str, source: DatasetSettings) -> None:
+    for name in ("eval_fraction", "validation_fraction"):
+        share = getattr(source, name)
+        if share is not None and not 0 <= share < 1:
+            raise _error(task, f"{name} must be in [0, 1), and is {share}.")
+    named = source.split.validation if source.split else None
+    if named and source.validation_fraction:
+        raise _error(task, "both `validation_fraction` and split.validation are given: leave one out.")
+    if named and named in (source.split.train, source.split.eval):
+        raise _error(
+            task, f"split.validation is '{named}', and must hold rows that are neither trained nor evaluated on."
+        )
+    if source.streaming:
+        raise _error(
+            task,
+            "streaming is not supported: a step takes rows of every task by number, in an order that a resumed run finds "
+            "again. `datasets` reads from disk, so that data need not fit into memory; max_train_samples limits the rows.",
+        )
 
 
 def as_list(names: str | Sequence[str]) -> list[str]:
@@ -92,6 +122,11 @@ def _loader(task: str, source: DatasetSettings) -> Loader:
     if not folder.is_dir() and (folder.suffix in BUILDERS or source.path.startswith((".", "/", "~"))):
         raise _error(task, f"there is no file or folder {source.path} (seen from {Path.cwd()}).")
     options: dict[str, Any] = {"data_files": files, "revision": source.revision}
+    if folder.is_dir() and files is None and any(file.suffix.lower() in IMAGES for file in folder.rglob("*")):
+        if source.delimiter is not None:
+            raise _error(task, "`delimiter` is for csv files, and this is a folder of images: leave it out.")
+        # labels are the names of the folders, or columns of a metadata.csv beside the images
+        return lambda split: load_dataset("imagefolder", source.name, data_dir=source.path, split=split)
     if folder.is_dir():
         options |= _options(task, source, {file.suffix.lower() for file in folder.rglob("*")} & BUILDERS.keys())
     elif source.delimiter is not None:
@@ -157,7 +192,7 @@ def _splits(task: str, source: DatasetSettings, load: Loader) -> tuple[Dataset, 
         return train, load(wanted.eval)
     if source.eval_fraction is not None:
         return train, None
-    found = next((name for name in EVAL_SPLITS if name in every), None)
+    found = next((name for name in EVAL_SPLITS if name in every and name != wanted.validation), None)
     if found is None:
         raise _error(
             task,

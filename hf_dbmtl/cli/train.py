@@ -7,15 +7,18 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hf_dbmtl_cli import CommandError
 
 from ..callbacks import MultiTaskProgressCallback, PlotCallback
+from ..conflicts import ConflictCallback
 from ..preemption import PreemptionCallback
 from ..trainer import MultiTaskTrainer
 from ..training_args import MultiTaskTrainingArguments
 from .building import make_trainer, prepare
 from .config import read_config, run_settings, training_settings
+from .launching import relaunch
 from .settings import Setting, TaskSettings, TrainSettings, settings_of
 from .tables import results_table
 
@@ -30,7 +33,9 @@ def run(given: argparse.Namespace) -> None:
     elif given.config is None:
         raise CommandError("name the YAML file: hf-dbmtl train config.yaml")
     else:
-        train(*read_config(given.config, given.settings))
+        settings, args = read_config(given.config, given.settings)
+        relaunch(given, args.use_cpu or args.device.type == "cpu")
+        train(settings, args)
 
 
 def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTaskTrainer:
@@ -51,8 +56,15 @@ def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTas
     """
     checkpoint = _checkpoint(args.resume_from_checkpoint)
     tokenizer, data = prepare(settings, args)
-    trainer = make_trainer(settings, args, tokenizer, data, callbacks=[PlotCallback(), PreemptionCallback()])
+    callbacks = [PlotCallback(), PreemptionCallback(), *_early_stopping(settings, args)]
+    trainer = make_trainer(settings, args, tokenizer, data, callbacks)
+    if settings.conflict_steps is not None:
+        trainer.add_callback(ConflictCallback(trainer, settings.conflict_steps))
     MultiTaskProgressCallback.replace(trainer)
+    if "tensorboard" in args.report_to:
+        from ..tensorboard import MultiTaskTensorBoardCallback
+
+        MultiTaskTensorBoardCallback.replace(trainer)
 
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
@@ -73,6 +85,17 @@ def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTas
         console.print(results_table(data.tasks, metrics, data.baselines, data.eval, rows))
         console.print(f"The model, its card and its metrics are in {args.output_dir}.", highlight=False, soft_wrap=True)
     return trainer
+
+
+def _early_stopping(settings: TrainSettings, args: MultiTaskTrainingArguments) -> list[TrainerCallback]:
+    if settings.early_stopping_patience is None:
+        return []
+    if not args.load_best_model_at_end or args.metric_for_best_model is None:
+        raise CommandError(
+            "early_stopping_patience needs load_best_model_at_end: true, and metric_for_best_model: average, or a metric of "
+            "one task such as mrpc_f1."
+        )
+    return [EarlyStoppingCallback(settings.early_stopping_patience, settings.early_stopping_threshold)]
 
 
 def _checkpoint(given: str | bool | None) -> str | bool | None:

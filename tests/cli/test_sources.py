@@ -39,7 +39,7 @@ def formats(folder: Path) -> dict[str, DatasetSettings]:
 
 
 def load(source: DatasetSettings, **options):
-    return load_rows("t", TaskSettings(kind="classification", dataset=source, **options))
+    return load_rows("t", TaskSettings(kind="classification", dataset=source, **options))[:2]
 
 
 @pytest.mark.parametrize(
@@ -132,3 +132,36 @@ def test_refused(formats, source, options, said):
         load(DatasetSettings(**source), **options)
     for part in said:
         assert part in str(error.value)
+
+
+def test_validation(formats):
+    """Rows to tune weights on are in no other part."""
+    source = DatasetSettings(path="rows.csv", eval_fraction=0.2, validation_fraction=0.25)
+    found = load_rows("t", TaskSettings(kind="classification", dataset=source))
+    parts = [set(rows["text"][:]) for rows in found]
+    assert [len(part) for part in parts] == [6, 2, 2]
+    assert set.union(*parts) == set(ROWS["text"])
+    source = DatasetSettings(path="saved_dict", split=Splits(validation="validation"), eval_fraction=0)
+    found = load_rows("t", TaskSettings(kind="classification", dataset=source))
+    assert (len(found.train), found.eval, len(found.validation)) == (10, None, 3)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (DatasetSettings(path="rows.csv", validation_fraction=1.5), r"validation_fraction must be in \[0, 1\)"),
+        (
+            DatasetSettings(path="rows.csv", validation_fraction=0.1, split=Splits(validation="train")),
+            "both `validation_fraction` and split.validation",
+        ),
+        (
+            DatasetSettings(path="saved_dict", split=Splits(eval="validation", validation="validation")),
+            "neither trained nor evaluated on",
+        ),
+        (DatasetSettings(path="saved_dict", split=Splits(validation="validation")), "nothing to evaluate on"),
+        (DatasetSettings(path="rows.csv", streaming=True), "streaming is not supported: a step takes rows"),
+    ],
+)
+def test_validation_and_streaming_refused(formats, source, said):
+    with pytest.raises(CommandError, match=said):
+        load(source)

@@ -153,9 +153,47 @@ def test_without_evaluation(config, capsys):
     assert "not evaluated" in capsys.readouterr().out
 
 
+def test_early_stopping_and_conflicts(config):
+    """A metric of one task decides; it cannot get better by so much, so that the second evaluation is the last."""
+    words = "--eval_strategy steps --eval_steps 1 --save_strategy steps --save_steps 1 --load_best_model_at_end"
+    words += " --metric_for_best_model same_accuracy --early_stopping_patience 1 --early_stopping_threshold 2"
+    main(["train", config, *words.split(), "--output_dir", "stopped", "--conflict_steps", "1", "--logging_steps", "1"])
+    state = json.loads(Path("stopped/trainer_state.json").read_text())
+    assert state["global_step"] == 2
+    assert any("cosine/feeling/score" in record for record in state["log_history"])
+    main(
+        ["train", config, *words.split(), "--output_dir", "stopped", "--early_stopping_patience", "null"]
+    )  # the control
+    state = json.loads(Path("stopped/trainer_state.json").read_text())
+    assert state["global_step"] == 6
+    assert not any("cosine/feeling/score" in record for record in state["log_history"])
+
+
+def test_weights_tuned_on_validation_data(config):
+    """And rows of like length together: settings of the Trainer that the file gives it."""
+    norms = {}
+    for name in ("auto_lambda", "ew"):
+        words = [
+            "--balancer",
+            name,
+            "--tasks.score.dataset",
+            "{path: scores.jsonl, eval_fraction: 0.2, validation_fraction: 0.2}",
+        ]
+        words += ["--balancer_kwargs", "{learning_rate: 1.0}"] if name == "auto_lambda" else []
+        main(["train", config, *words, "--max_steps", "3", "--train_sampling_strategy", "group_by_length"])
+        history = json.loads(Path("out/trainer_state.json").read_text())["log_history"]
+        norms[name] = [record["grad_norm"] for record in history if "grad_norm" in record]
+    shares = [tuned / plain for tuned, plain in zip(*norms.values())]
+    assert len(shares) == 3
+    assert shares[2] != pytest.approx(shares[0], rel=0.05)  # the weights have moved
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ("--early_stopping_patience 3", ["early_stopping_patience needs load_best_model_at_end"]),
+        ("--conflict_steps 0", ["conflict_steps: it must be positive"]),
+        ("--balancer auto_lambda", ["'auto_lambda' tunes its weights on rows", "validation_fraction"]),
         ("--model_name_or_path nowhere", ["model_name_or_path 'nowhere' could not be loaded"]),
         ("--tokenizer_name nowhere", ["tokenizer_name 'nowhere' could not be loaded"]),
         ("--max_length 100", ["Task 'feeling': max_length=100 is more than the 24 tokens"]),

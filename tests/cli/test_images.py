@@ -1,0 +1,87 @@
+"""Tasks over images: a folder with a subfolder per class, and a csv file with paths."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+from hf_dbmtl_cli import main
+
+
+RUN = """
+model_name_or_path: vit
+output_dir: seen
+use_cpu: true
+num_train_epochs: 6
+learning_rate: 0.01
+per_device_train_batch_size: 6
+disable_tqdm: true
+tasks:
+  color:
+    kind: classification
+    dataset: {path: pictures, eval_fraction: 0.25}
+    image: image
+  brightness:
+    kind: regression
+    dataset: {path: bright.csv, eval_fraction: 0.25}
+    image: file
+    label: value
+"""
+
+
+@pytest.fixture(scope="module")
+def pictures(folder: Path) -> str:
+    draw = random.Random(0)
+    torch.manual_seed(0)
+    size = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTModel(ViTConfig(image_size=8, patch_size=4, **size)).save_pretrained("vit")
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained("vit")
+    rows = []
+    for number in range(24):
+        red, value = number % 2, draw.randrange(60, 255)
+        path = Path("pictures", "red" if red else "blue", f"{number}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (10, 10), (value, 0, 0) if red else (0, 0, value)).save(path)
+        rows.append({"file": str(path), "value": value / 100})
+    with open("bright.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["file", "value"])
+        writer.writeheader()
+        writer.writerows(rows)
+    Path("images.yaml").write_text(RUN)
+    return "images.yaml"
+
+
+def test_train_evaluate_predict(pictures, capsys):
+    main(["train", pictures])
+    metrics = json.loads(Path("seen/eval_results.json").read_text())
+    assert metrics["eval_color_accuracy"] == 1.0
+    main(["evaluate", pictures, "--model", "seen", "--output_dir", "seen_again"])
+    assert json.loads(Path("seen_again/eval_results.json").read_text())["eval_color_accuracy"] == 1.0
+    main(["inspect", pictures])
+    assert "pixels (3, 8, 8)" in capsys.readouterr().out
+    main(["predict", "seen", "pictures/red/1.png", "pictures/blue/0.png", "--device", "cpu"])
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["predictions"]["color"]["label"] for row in found] == ["red", "blue"]
+    assert found[0]["image"] == "pictures/red/1.png"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tasks.color.image", "null"], "have images and ['color'] have texts"),
+        (["--tasks.color.image", "picture"], "no column 'picture'"),
+        (["--tasks.color.dataset.delimiter", ";"], "this is a folder of images"),
+        (["--tasks.brightness.kind", "token_classification"], "token_classification is for texts"),
+    ],
+)
+def test_refused(pictures, words, said, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", pictures, *words])
+    assert said in capsys.readouterr().err
