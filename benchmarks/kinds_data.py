@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +57,7 @@ def read(folder: Path, name: str, rows: int) -> tuple[Dataset, Dataset]:
 def texts(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> Group:
     """Every kind of text task, each on a data set of its own."""
     group = Group()
-
-    def add(name: str, task: Any, source: str, function: Any, **options: Any) -> None:
-        splits = read(folder, source, rows)
-        encoded = [
-            split.map(
-                function, batched=True, remove_columns=split.column_names, fn_kwargs={"tokenizer": tokenizer, **options}
-            )
-            for split in splits
-        ]
-        group.add(name, task, *encoded)
-
+    add = partial(_add, group, folder, tokenizer, rows)
     add("sst2", Classification(label_names=["negative", "positive"]), "sst2", encode_texts, columns=["sentence"])
     add("qnli", Classification(2), "qnli", encode_texts, columns=["question", "sentence"])
     add("stsb", Regression(main_metric="spearman"), "stsb", encode_texts, columns=["sentence1", "sentence2"])
@@ -84,6 +75,36 @@ def texts(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> Group:
     add("choice", MultipleChoice(4), "qnli", encode_four_sentences)
     add("words", MaskedLanguageModeling(), "sst2", encode_texts, columns=["sentence"], labels=None)
     return group
+
+
+def short_texts(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> Group:
+    """Emotions, of which there may be several in a text, need more steps; with the types of questions."""
+    group = Group()
+    add = partial(_add, group, folder, tokenizer, rows)
+    add("emotions", MultiLabelClassification(28), "goemotions", encode_texts, columns=["text"], labels="labels", hot=28)
+    add("questions", Classification(6), "trec", encode_texts, columns=["text"], labels="coarse_label")
+    return group
+
+
+def _add(
+    group: Group,
+    folder: Path,
+    tokenizer: Any,
+    rows: int,
+    name: str,
+    task: Any,
+    source: str,
+    function: Any,
+    **options: Any,
+) -> None:
+    splits = read(folder, source, rows)
+    encoded = [
+        split.map(
+            function, batched=True, remove_columns=split.column_names, fn_kwargs={"tokenizer": tokenizer, **options}
+        )
+        for split in splits
+    ]
+    group.add(name, task, *encoded)
 
 
 def encode_texts(
@@ -115,7 +136,10 @@ def encode_four_sentences(rows: dict[str, list], tokenizer: Any) -> dict[str, li
 
 
 def molecules(folder: Path, rows: int) -> tuple[Group, BertTokenizer]:
-    """Twelve properties of QM9, each in standard deviations from the training mean, and twelve assays with gaps (Tox21)."""
+    """
+    Twelve properties of QM9, each in standard deviations from the training mean, twelve assays with gaps (Tox21), and
+    masked letters.
+    """
     qm9, tox21 = read(folder, "qm9_small", rows), read(folder, "tox21", rows)
     letters = sorted({letter for train, _ in (qm9, tox21) for smiles in train["smiles"] for letter in smiles})
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
@@ -134,6 +158,8 @@ def molecules(folder: Path, rows: int) -> tuple[Group, BertTokenizer]:
         for s in tox21
     ]
     group.add("tox21", MultiLabelClassification(label_names=TOX21, main_metric="roc_auc"), *splits)
+    # as an auxiliary task, on the molecules of QM9 without their properties
+    group.add("smiles", MaskedLanguageModeling(), *(Dataset.from_dict({"input_ids": encode(s["smiles"])}) for s in qm9))
     return group, BertTokenizer(vocab=ids)
 
 
