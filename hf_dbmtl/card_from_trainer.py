@@ -92,7 +92,7 @@ def content_from_trainer(trainer: MultiTaskTrainer, **overrides: Any) -> ModelCa
         "repo_id": repo_id,
         "balancer": describe_balancer(args.balancer),
         "balancer_kwargs": _options(balancer) | dict(args.balancer_kwargs or {}),
-        "papers": list(dict.fromkeys(part.paper for part in _parts(balancer) if ", " in part.paper)),
+        "papers": list(dict.fromkeys(part.paper for part in _parts(balancer) if ", " in getattr(part, "paper", ""))),
         "hyperparameters": _hyperparameters(args),
         "steps": state.global_step,
         "epochs": state.epoch,

@@ -105,6 +105,8 @@ class SavingMixin(_Base):
             if self.args.should_save:
                 write_manifest(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
+            if str(error).startswith("DataLoader worker"):  # torch tells its death wherever the process happens to be
+                raise
             raise self._given_up(folder, run_dir, error) from error
         finally:
             self._put_off = None
