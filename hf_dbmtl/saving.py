@@ -105,9 +105,11 @@ class SavingMixin(_Base):
             if self.args.should_save:
                 write_manifest(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
+            if self.args.should_save:
+                _clear(folder)
             if str(error).startswith("DataLoader worker"):  # torch tells its death wherever the process happens to be
                 raise
-            raise self._given_up(folder, run_dir, error) from error
+            raise _given_up(folder, run_dir, error) from error
         finally:
             self._put_off = None
         if self.args.should_save and self.args.save_total_limit:
@@ -137,22 +139,19 @@ class SavingMixin(_Base):
                     "Resume from the checkpoint before it (`resume_from_checkpoint=True`), with a lower learning rate."
                 )
 
-    def _given_up(self, folder: str, run_dir: str, error: Exception) -> OSError:
-        if self.args.should_save:
-            _clear(folder)
-        whole, _ = last_whole_checkpoint(run_dir)
-        remedy = "Make room or mend the folder, and start anew"
-        if whole is not None:
-            remedy = f"'{whole}' is whole: make room or mend the folder, and resume with `resume_from_checkpoint=True`"
-        return OSError(
-            getattr(error, "errno", None), f"The checkpoint could not be written ({error}). {remedy}", folder
-        )
-
     def _remove_unfinished(self, run_dir: str, kept: set[str | None]) -> None:
         """What killed runs left half-written counts for nothing, and must not push whole checkpoints out."""
         for folder in checkpoints(run_dir):
             if folder not in kept and not os.path.isfile(os.path.join(folder, MANIFEST_NAME)):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _given_up(folder: str, run_dir: str, error: Exception) -> OSError:
+    whole, _ = last_whole_checkpoint(run_dir)
+    remedy = "Make room or mend the folder, and start anew"
+    if whole is not None:
+        remedy = f"'{whole}' is whole: make room or mend the folder, and resume with `resume_from_checkpoint=True`"
+    return OSError(getattr(error, "errno", None), f"The checkpoint could not be written ({error}). {remedy}", folder)
 
 
 def _newest(output_dir: str) -> str:
