@@ -254,7 +254,7 @@ class Balancer:
 
     def products(self, vector: Vector) -> Tensor:
         """The products of a vector with the gradients taken, `(tasks,)`, float64, on the CPU."""
-        return vector.gramian(list(self._rows.values()))[0, 1:]
+        return vector.sums(list(self._rows.values()), lambda pieces, parameter, start: pieces[1:] @ pieces[0])
 
     def tune(self, products: Tensor, learning_rate: float) -> None:
         """

@@ -105,10 +105,11 @@ class GradientVector:
         The numbers that `function(pieces, parameter, start)` gives, a tensor that is the same for all stretches in shape,
         added up over the whole vector, in float64 on the CPU.
         """
-        total = torch.zeros((), dtype=torch.float64)
+        total: Tensor | None = None
         for _, where, _, pieces in self._pieces(others):
-            total = total + function(pieces, *where).double().cpu()
-        return total if total.ndim else torch.zeros((1 + len(others),) * 2, dtype=torch.float64)
+            part = function(pieces, *where).double().cpu()
+            total = part if total is None else total + part
+        return function(torch.zeros(1 + len(others), 0, dtype=torch.float64), 0, 0) if total is None else total
 
     def entries(self) -> Iterator[tuple[int, int, Tensor]]:
         """What is reached of every parameter here: its position, where the piece starts in it (flattened), the piece."""
