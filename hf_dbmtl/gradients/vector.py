@@ -14,7 +14,8 @@ __all__ = ["GradientVector", "accumulation_dtype"]
 
 CoordinateFunction = Callable[[Tensor, int, int], Tensor]
 ROW = 1 << 10
-STRETCH = 1 << 18  # entries worked on at a time where several vectors are looked at side by side
+STRETCH = 1 << 18  # entries of a vector worked on at a time where several are looked at side by side
+TOGETHER = 1 << 20  # entries of all of them, whose doubles (8 MiB) are memory that is free again and need not be had anew
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -117,19 +118,20 @@ class GradientVector:
             if tensor is not None:
                 yield position, 0, tensor
 
-    def _stretches(self, position: int, size: int) -> Iterator[tuple[tuple[int, int], slice]]:
+    def _stretches(self, position: int, size: int, length: int) -> Iterator[tuple[tuple[int, int], slice]]:
         """Cuts the flattened tensor at `position` into stretches, each with the parameter and the place it is of."""
-        for start in range(0, size, STRETCH):
-            yield (position, start), slice(start, min(start + STRETCH, size))
+        for start in range(0, size, length):
+            yield (position, start), slice(start, min(start + length, size))
 
     def _pieces(self, others: Sequence[GradientVector]) -> Iterator[tuple[int, tuple[int, int], slice, Tensor]]:
         """The entries of this vector and `others` side by side in float64, stretch by stretch; zero where unreached."""
+        length = min(STRETCH, max(TOGETHER // (1 + len(others)), 1))
         for position, tensors in enumerate(zip(self.tensors, *(other.tensors for other in others))):
             like = next((tensor for tensor in tensors if tensor is not None), None)
             if like is None:
                 continue
             flat = [None if tensor is None else tensor.reshape(-1) for tensor in tensors]
-            for where, stretch in self._stretches(position, like.numel()):
+            for where, stretch in self._stretches(position, like.numel(), length):
                 empty = like.new_zeros(stretch.stop - stretch.start, dtype=torch.float64)
                 yield (
                     position,
