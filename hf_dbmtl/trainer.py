@@ -221,7 +221,7 @@ class MultiTaskTrainer(
         for task, gradient in head_gradients.items():
             heads.add_(gradient, balanced.head_weights[task])
         self.gradients.write(balanced.update or shared, heads, self._loss_scale())
-        self.step_log.add_weights(balanced.weights, balanced.cosines)
+        self.step_log.add_weights(balanced.factors, balanced.cosines)
         if self.balancer.looks_again:
             self._after_optimizer_step.pending = partial(self._look_again, model, micro_batches)
         return torch.tensor(loss, device=self.args.device)

@@ -15,7 +15,9 @@ __all__ = ["GradientVector", "accumulation_dtype"]
 CoordinateFunction = Callable[[Tensor, int, int], Tensor]
 ROW = 1 << 10
 STRETCH = 1 << 18  # entries of a vector worked on at a time where several are looked at side by side
-TOGETHER = 1 << 20  # entries of all of them, whose doubles (8 MiB) are memory that is free again and need not be had anew
+TOGETHER = (
+    1 << 20
+)  # entries of all of them, whose doubles (8 MiB) are memory that is free again and need not be had anew
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
