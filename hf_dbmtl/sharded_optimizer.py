@@ -48,9 +48,9 @@ def load_sharded_optimizer(
         except Exception as error:
             told[0] = f"{type(error).__name__}: {error}"
     dist.broadcast_object_list(told)
-    error, known, groups = told
-    if error is not None:
-        raise ValueError(f"'{path}' cannot be read ({error}). Resume from another checkpoint.")
+    refused, known, groups = told
+    if refused is not None:
+        raise ValueError(f"'{path}' cannot be read ({refused}). Resume from another checkpoint.")
     if known:
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
         set_optimizer_state_dict(model, optimizer, state, options=options)
