@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, StateDictType
 from transformers import TrainingArguments
 from transformers.debug_utils import DebugOption
-from transformers.training_args import ParallelMode
+from transformers.training_args import OptimizerNames, ParallelMode
 from transformers.utils import is_peft_available, logging
 
 from .collators import LABEL_COLUMNS
@@ -35,7 +35,7 @@ SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
 
 def check_arguments(args: MultiTaskTrainingArguments) -> None:
     """Refuses, by name, the training arguments that cannot mean here what they mean in the stock Trainer."""
-    accelerator_config = args.accelerator_config
+    accelerator_config: Any = args.accelerator_config  # an AcceleratorConfig since `__post_init__`
     layerwise = "layerwise" in args.optim.lower() or "lomo" in args.optim.lower()
     refusals = [
         (
@@ -46,7 +46,7 @@ def check_arguments(args: MultiTaskTrainingArguments) -> None:
         ),
         (
             layerwise,
-            f"optim='{args.optim.value}'",
+            f"optim='{OptimizerNames(args.optim).value}'",
             "it steps inside the backward pass, before the gradients of all tasks are there; use one such as 'adamw_torch'",
         ),
         (args.use_liger_kernel, "use_liger_kernel", "it patches known model classes; apply it to the encoder yourself"),
@@ -161,7 +161,7 @@ def check_unwrapped(model: nn.Module) -> None:
             )
 
 
-def _refuse(refusals: Sequence[tuple[bool, str, str]]) -> None:
+def _refuse(refusals: Sequence[tuple[bool | None, str, str]]) -> None:
     for refused, name, reason in refusals:
         if refused:
             raise ValueError(f"MultiTaskTrainer does not take `{name}`: {reason}.")

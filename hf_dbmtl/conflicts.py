@@ -84,7 +84,7 @@ class ConflictCallback(TrainerCallback):
         batch = trainer._prepare_inputs(trainer.collators[task]([dataset[row] for row in rows]))
         parameters = list(trainer.gradients.shared.values())
         with torch.enable_grad(), trainer.compute_loss_context_manager():
-            loss = trainer.compute_loss(module, {**batch, "task": task})
+            loss: Any = trainer.compute_loss(module, {**batch, "task": task})
         found = (
             torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else [None] * len(parameters)
         )

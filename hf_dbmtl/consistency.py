@@ -23,7 +23,7 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def fingerprint(tensor: Tensor) -> int:
     """A number that any change of any bit changes, nearly always: the sum of the bits as integers, modulo 2^64."""
-    return tensor.detach().contiguous().view(INTEGERS[tensor.element_size()]).sum(dtype=torch.int64).item()
+    return int(tensor.detach().contiguous().view(INTEGERS[tensor.element_size()]).sum(dtype=torch.int64).item())
 
 
 def check_same(what: Mapping[str, int], device: torch.device, remedy: str) -> None:

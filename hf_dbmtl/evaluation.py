@@ -21,12 +21,13 @@ from .collators import LABEL_COLUMNS
 from .dataset_checks import check_datasets, check_names
 from .metrics import AnswerMetric, default_compute_metrics, main_metric, resolve_metric
 from .repeated_rows import first_rows, new_rows
+from .trainer_part import TrainerPart
 
 
 __all__ = ["EvaluationMixin"]
 
 
-class EvaluationMixin:
+class EvaluationMixin(TrainerPart):
     """The part of [`MultiTaskTrainer`] that evaluates."""
 
     metrics: dict[str, Callable[[EvalPrediction], dict[str, float]] | None]

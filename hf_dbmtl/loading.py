@@ -18,6 +18,7 @@ from .data import JointBatchSampler, JointDataset, rows_per_step
 from .dataset_checks import check_dataset, check_names
 from .modeling import MultiTaskModel
 from .tasks import Task
+from .trainer_part import TrainerPart
 
 
 __all__ = ["LoadingMixin"]
@@ -25,7 +26,7 @@ __all__ = ["LoadingMixin"]
 logger = logging.get_logger(__name__)
 
 
-class LoadingMixin:
+class LoadingMixin(TrainerPart):
     """The part of [`MultiTaskTrainer`] that deals with datasets."""
 
     tasks: dict[str, Task | None]

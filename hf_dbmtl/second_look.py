@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, set_seed
 
+from .trainer_part import TrainerPart
+
 
 __all__ = ["AfterOptimizerStep", "SecondLookMixin", "random_numbers_aside"]
 
@@ -34,7 +36,7 @@ class AfterOptimizerStep(TrainerCallback):
             pending()
 
 
-class SecondLookMixin:
+class SecondLookMixin(TrainerPart):
     """The part of [`MultiTaskTrainer`] that looks again."""
 
     @torch.no_grad()

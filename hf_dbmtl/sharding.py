@@ -5,32 +5,27 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_NAME
 
-from .gradients import Gradients, make_gradients, split_parameters
+from .gradients import make_gradients, split_parameters
 from .sharded_optimizer import load_sharded_optimizer
+from .trainer_part import TrainerPart
 
 
 __all__ = ["Filler", "ShardingMixin"]
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base  # whose part it becomes
-else:
-    _Base = object
 
 
 class Filler(dict):
     """A batch that does not count: a process runs it to keep the others company in what FSDP exchanges."""
 
 
-class ShardingMixin(_Base):
+class ShardingMixin(TrainerPart):
     """The part of [`MultiTaskTrainer`] that knows of sharded parameters."""
-
-    gradients: Gradients | None
 
     def _split_parameters(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
         return split_parameters(self.model, self.shared_parameters, self.args.freeze_encoder)

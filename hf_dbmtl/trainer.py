@@ -17,7 +17,6 @@ from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
-from .balancing import Balancer
 from .buffers import AverageBuffers, Buffers
 from .checkpoint import load_balancer, save_balancer
 from .checks import check_arguments, check_layout, check_loss, check_measured, check_model
@@ -25,7 +24,7 @@ from .compilation import CompilationMixin
 from .consistency import ConsistencyCheck
 from .dataset_checks import check_datasets
 from .evaluation import EvaluationMixin
-from .gradients import Gradients, GradientVector, How, TaskGradient
+from .gradients import GradientVector, How, TaskGradient
 from .hub import HubMixin
 from .loading import LoadingMixin
 from .parts import PartsMixin, freeze, hold_batch_norm
@@ -152,8 +151,8 @@ class MultiTaskTrainer(
             False  # the loss is a mean per task, whatever keywords a module's forward takes
         )
         self.shared_parameters = shared_parameters
-        self.gradients: Gradients | None = None
-        self.balancer: Balancer | None = None
+        self.gradients = None  # type: ignore[assignment]  # until there is an optimizer
+        self.balancer = None  # type: ignore[assignment]
         self.step_log = StepLog()
         self._micro_batches: list[dict[str, Any]] = []
         self._after_optimizer_step = AfterOptimizerStep()
@@ -335,7 +334,7 @@ class MultiTaskTrainer(
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if fresh or self.balancer is None:
-            self.gradients = None  # made when the model has been prepared, see ShardingMixin
+            self.gradients = None  # type: ignore[assignment]  # made when the model has been prepared, see ShardingMixin
             self.balancer = self.args.make_balancer().setup(list(self.tasks), self.args.seed)
         if fresh:
             self._multiply_learning_rates(optimizer)

@@ -192,7 +192,8 @@ class MultiTaskTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must be True or False, and is {getattr(self, name)!r}.")
         if type(self.freeze_layers) is not int or self.freeze_layers < 0:
             raise ValueError(f"`freeze_layers` must be a number of layers, and is {self.freeze_layers!r}.")
-        for task, rows in (self.per_task_batch_size or {}).items():
+        sizes: Any = self.per_task_batch_size or {}
+        for task, rows in sizes.items():
             if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
                 raise ValueError(
                     f"`per_task_batch_size['{task}']` must be a whole number of 1 or more, and is {rows!r}."
@@ -229,7 +230,9 @@ class MultiTaskTrainingArguments(TrainingArguments):
 
     def make_balancer(self) -> Balancer:
         """Makes the balancer that these arguments describe, see [`~hf_dbmtl.balancing.make_balancer`]."""
-        return make_balancer(self.balancer, self.balancer_kwargs, self.task_weights)
+        options: Any = self.balancer_kwargs  # dictionaries since `__post_init__`, as are the weights
+        weights: Any = self.task_weights
+        return make_balancer(self.balancer, options, weights)
 
 
 def _check_pickles(balancer: Any) -> None:

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from .dataset_checks import check_datasets, check_names
 from .gradients import GradientVector
 from .second_look import random_numbers_aside
+from .trainer_part import TrainerPart
 
 
 __all__ = ["ValidationMixin", "ValidationRows"]
@@ -37,7 +38,8 @@ class ValidationRows:
     def __init__(self, size: int, seed: int):
         self.size = size
         self.seed = seed
-        self._pass, self._order = -1, []
+        self._pass = -1
+        self._order: list[int] = []
 
     def of_step(self, step: int, count: int) -> list[int]:
         """The `count` rows of `step` (from 0)."""
@@ -50,10 +52,10 @@ class ValidationRows:
         return self._order[place]
 
 
-class ValidationMixin:
+class ValidationMixin(TrainerPart):
     """The part of [`MultiTaskTrainer`] that tunes weights on validation data."""
 
-    validation_dataset: dict[str, Dataset] | None
+    validation_dataset: dict[str, Any] | None
     _validation_rows: dict[str, ValidationRows]
 
     def _set_validation_data(self, given: Mapping[str, Dataset] | None) -> None:
@@ -81,7 +83,7 @@ class ValidationMixin:
         rows, parts = self._train_batch_size, self.args.gradient_accumulation_steps
         first = self.args.process_index * parts
         batches: list[dict[str, Any]] = [{} for _ in range(parts)]
-        for task, dataset in self.validation_dataset.items():
+        for task, dataset in (self.validation_dataset or {}).items():
             chosen = self._validation_rows[task].of_step(self.state.global_step, rows * parts * self.args.world_size)
             for part, batch in enumerate(batches, start=first):
                 batch[task] = self.collators[task]([dataset[row] for row in chosen[part * rows : (part + 1) * rows]])

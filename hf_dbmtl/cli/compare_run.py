@@ -75,9 +75,8 @@ def alone(task: str, args: MultiTaskTrainingArguments, data: Data) -> tuple[Mult
     """
     parts = args.gradient_accumulation_steps * args.world_size
     sizes = {name: len(rows) for name, rows in data.train.items()}
-    joint = rows_per_step(
-        sizes, args.train_batch_size, parts, args.mixing, args.mixing_temperature, args.per_task_batch_size
-    )
+    per_task: Any = args.per_task_batch_size
+    joint = rows_per_step(sizes, args.train_batch_size, parts, args.mixing, args.mixing_temperature, per_task)
     epoch = JointBatchSampler(
         sizes, joint, parts, stopping_strategy=args.stopping_strategy, drop_last=args.dataloader_drop_last
     ).steps

@@ -13,7 +13,7 @@ from hf_dbmtl_cli import CommandError
 
 from ..configuration import check_task_name
 from ..training_args import MultiTaskTrainingArguments
-from .settings import Setting, TrainSettings, settings_of
+from .settings import Setting, TaskSettings, TrainSettings, settings_of
 from .values import alternatives, fit, nearest, takes_mapping
 from .yaml_file import load_yaml, parse_yaml
 
@@ -136,7 +136,7 @@ def _hint(name: Any, value: Any, known: Mapping[str, Setting]) -> str:
         return ": it is a setting of the whole run, to stand at the top of the file, without indentation."
     if not at_top:
         return f": those here are {', '.join(known)}."
-    if name in settings_of(run["tasks"].group_by_name):
+    if name in settings_of(TaskSettings):
         return ": it is a setting of a task, to stand below the task's name."
     return ": `hf-dbmtl train --help_all` lists them."
 
@@ -225,8 +225,8 @@ def _build(cls: type, values: Mapping[str, Any], path: str, where: str) -> Any:
         if by_name is not None and isinstance(value, Mapping):
             made[name] = {key: _build(by_name, one, path, f"{where}{name}.{key}.") for key, one in value.items()}
         else:
-            nested = group is not None and isinstance(value, Mapping)
-            made[name] = _build(group, value, path, f"{where}{name}.") if nested else value
+            nested = isinstance(value, Mapping)
+            made[name] = _build(group, value, path, f"{where}{name}.") if group is not None and nested else value
     return cls(**made)
 
 

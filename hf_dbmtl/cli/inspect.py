@@ -60,9 +60,8 @@ def steps(data: Data, args: MultiTaskTrainingArguments) -> tuple[dict[str, int],
     """The rows of each task in an optimizer step, and the steps of an epoch."""
     parts = args.gradient_accumulation_steps * args.world_size
     sizes = {name: len(rows) for name, rows in data.train.items()}
-    rows = rows_per_step(
-        sizes, args.train_batch_size, parts, args.mixing, args.mixing_temperature, args.per_task_batch_size
-    )
+    per_task: Any = args.per_task_batch_size
+    rows = rows_per_step(sizes, args.train_batch_size, parts, args.mixing, args.mixing_temperature, per_task)
     sampler = JointBatchSampler(
         sizes, rows, parts, stopping_strategy=args.stopping_strategy, drop_last=args.dataloader_drop_last
     )
@@ -141,7 +140,8 @@ def _parts(args: MultiTaskTrainingArguments) -> str:
 
 
 def _describe(args: MultiTaskTrainingArguments) -> str:
-    options = ", ".join(f"{key}={value}" for key, value in (args.balancer_kwargs or {}).items())
+    given: Any = args.balancer_kwargs or {}
+    options = ", ".join(f"{key}={value}" for key, value in given.items())
     return f"{args.balancer} ({options})" if options else args.balancer
 
 

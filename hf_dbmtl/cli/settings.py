@@ -124,7 +124,7 @@ class Setting:
     def group_by_name(self) -> type | None:
         """The dataclass of the values of a mapping from names of the user's own."""
         args = get_args(self.hint) if get_origin(self.hint) is dict else ()
-        return args[1] if args and is_dataclass(args[1]) else None
+        return args[1] if args and isinstance(args[1], type) and is_dataclass(args[1]) else None
 
 
 def settings_of(cls: type) -> dict[str, Setting]:

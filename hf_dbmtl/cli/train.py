@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +20,7 @@ from ..training_args import MultiTaskTrainingArguments
 from .building import make_trainer, prepare
 from .config import read_config, run_settings, training_settings
 from .launching import relaunch
-from .settings import Setting, TaskSettings, TrainSettings, settings_of
+from .settings import DatasetSettings, Setting, TaskSettings, TrainSettings, settings_of
 from .tables import results_table
 
 
@@ -61,7 +62,7 @@ def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTas
     if settings.conflict_steps is not None:
         trainer.add_callback(ConflictCallback(trainer, settings.conflict_steps))
     MultiTaskProgressCallback.replace(trainer)
-    if "tensorboard" in args.report_to:
+    if "tensorboard" in (args.report_to or ()):
         from ..tensorboard import MultiTaskTensorBoardCallback
 
         MultiTaskTensorBoardCallback.replace(trainer)
@@ -74,7 +75,10 @@ def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTas
     if metrics:
         trainer.save_metrics("eval", metrics)
     paths = dict.fromkeys(task.dataset.path for task in settings.tasks.values() if task.dataset.path)
-    card = {"baselines": data.baselines, "dataset": [path for path in paths if not Path(path).exists()] or None}
+    card: dict[str, Any] = {
+        "baselines": data.baselines,
+        "dataset": [path for path in paths if not Path(path).exists()] or None,
+    }
     if args.push_to_hub:
         trainer.push_to_hub(**card)
     else:
@@ -112,7 +116,7 @@ def _print_settings(console: Console) -> None:
     groups = {
         "The run": run_settings(),
         "A task (tasks.NAME)": settings_of(TaskSettings),
-        "Its data (tasks.NAME.dataset)": settings_of(settings_of(TaskSettings)["dataset"].group),
+        "Its data (tasks.NAME.dataset)": settings_of(DatasetSettings),
         "Training arguments": training_settings(),
     }
     for title, known in groups.items():

@@ -95,12 +95,12 @@ class GradientVector:
         """A new vector, by `function(pieces, parameter, start)` applied to the entries of this vector and `others`."""
         result = self.new_zero()
         for position, where, stretch, pieces in self._pieces(others):
-            if result.tensors[position] is None:
-                like = next(one.tensors[position] for one in (self, *others) if one.tensors[position] is not None)
-                result.tensors[position] = torch.zeros(
-                    like.shape, dtype=accumulation_dtype(like.dtype), device=like.device
-                )
-            result.tensors[position].view(-1)[stretch] = function(pieces, *where).to(result.tensors[position].dtype)
+            found = result.tensors[position]
+            if found is None:
+                like = next(one for vector in (self, *others) if (one := vector.tensors[position]) is not None)
+                found = torch.zeros(like.shape, dtype=accumulation_dtype(like.dtype), device=like.device)
+                result.tensors[position] = found
+            found.view(-1)[stretch] = function(pieces, *where).to(found.dtype)
         return result
 
     def sums(self, others: Sequence[GradientVector], function: CoordinateFunction) -> Tensor:
@@ -162,7 +162,9 @@ class GradientVector:
         self._adopt(other, weight, lambda mine, theirs: _lerp(mine, theirs, weight))
         return self
 
-    def _adopt(self, other: GradientVector, alpha: float, combine) -> None:
+    def _adopt(
+        self, other: GradientVector, alpha: float, combine: Callable[[list[Tensor], list[Tensor]], None]
+    ) -> None:
         """Combines the entries that both have, and starts from `alpha * other` where this vector has none yet."""
         pairs = [(a, b) for a, b in zip(self.tensors, other.tensors) if a is not None and b is not None]
         if pairs:

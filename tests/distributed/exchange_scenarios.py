@@ -46,7 +46,7 @@ def _counted(folder: Path, layout: str, balancer: str, accumulation: int) -> dic
         per_device_train_batch_size=2,
         gradient_accumulation_steps=accumulation,
         balancer=balancer,
-        max_steps=3,
+        max_steps=2,
         logging_strategy="no",
         fsdp=sharded,
     )
@@ -202,20 +202,18 @@ def come_apart(folder: Path) -> dict[str, Any]:
     }
 
 
-def compiled(folder: Path) -> dict[str, Any]:
-    found = {}
-    for name, kind in {"ddp": MultiTaskTrainer, "fsdp": ShardedTrainer}.items():
-        runs = []
-        for options in ({"torch_compile_backend": "aot_eager"}, {}):
-            args = arguments(folder, per_device_train_batch_size=4, max_steps=2, fsdp=name == "fsdp", **options)
-            environment = {} if options else dict.fromkeys(("ACCELERATE_DYNAMO_BACKEND",), "no")
-            with mock.patch.dict("os.environ", environment):
-                trainer, steps = train(tiny_model(), args, tiny_data(rows=24), trainer=kind)
-            runs.append(steps)
-            if options:
-                found[f"{name} compiled"] = trainer.model.encoder._compiled_call_impl is not None
-        found[name] = distance(*runs)
-    return found
+def compiled(folder: Path, layout: str) -> dict[str, Any]:
+    runs = []
+    for options in ({"torch_compile_backend": "aot_eager"}, {}):
+        args = arguments(folder, per_device_train_batch_size=4, max_steps=2, fsdp=layout == "fsdp", **options)
+        environment = {} if options else dict.fromkeys(("ACCELERATE_DYNAMO_BACKEND",), "no")
+        with mock.patch.dict("os.environ", environment):
+            kind = ShardedTrainer if layout == "fsdp" else MultiTaskTrainer
+            trainer, steps = train(tiny_model(), args, tiny_data(rows=24), trainer=kind)
+        runs.append(steps)
+        if options:
+            compiled = trainer.model.encoder._compiled_call_impl is not None
+    return {"compiled": compiled, "distance": distance(*runs)}
 
 
 assert set(SIZES) == set(TASKS)
