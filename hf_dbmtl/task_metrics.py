@@ -31,9 +31,11 @@ class ByTask:
         self.found: dict[str, dict[str, float]] = {}
 
     def __call__(self, given: EvalPrediction) -> dict[str, float]:
+        predictions: Any = given.predictions
+        labels: Any = given.label_ids
         for task, metric in self.metrics.items():
-            if task in given.predictions and task in given.label_ids:
-                own = EvalPrediction(given.predictions[task], given.label_ids[task], given.inputs, given.losses)
+            if task in predictions and task in labels:
+                own = EvalPrediction(predictions[task], labels[task], given.inputs, given.losses)
                 self.found[task] = denumpify_detensorize(metric(own))
         return {}
 
@@ -41,7 +43,7 @@ class ByTask:
 class PreprocessByTask:
     """`preprocess_logits_for_metrics` for the logits and labels of several tasks; those without a function stay."""
 
-    def __init__(self, functions: Mapping[str, Callable[[Tensor, Tensor], Any]]):
+    def __init__(self, functions: Mapping[str, Callable[[Tensor, Any], Any]]):
         self.functions = dict(functions)
 
     def __call__(self, logits: Mapping[str, Any], labels: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -95,6 +95,7 @@ def units_of(
         `ValueError`: for a key that is neither a task nor a group, and for a task with two datasets.
     """
     units: dict[str, Unit] = {}
+    known = known or {}
     for name, dataset in given.items():
         if name in tasks:
             units[name] = Unit.alone(name)
@@ -102,7 +103,7 @@ def units_of(
         columns = columns_of(dataset)
         if fed := tuple(task for task in tasks if task in columns):
             units[name] = Unit(name, fed)
-        elif name in (known or {}):
+        elif name in known:
             units[name] = known[name]
         elif isinstance(given, Lone):
             raise not_a_dictionary(what, dataset)

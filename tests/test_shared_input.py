@@ -129,6 +129,78 @@ def test_the_encoder_runs_once_per_batch(tmp_path: Path) -> None:
     assert counts == [2, 8]
 
 
+def backward_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for every backward pass from now on."""
+    seen: list[int] = []
+    backward = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda *args, **options: (seen.append(1), backward(*args, **options)))
+    return seen
+
+
+@pytest.mark.parametrize("balancer", ["ew", "uw", "log"])
+@pytest.mark.parametrize("blank", [None, "score", "topic"])
+def test_one_backward_pass_where_factors_are_known(
+    balancer: str, blank: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = shared()
+    if blank is not None:  # the last rows have no label of it, and the task is absent
+        labels = [None if row >= ROWS // 2 else label for row, label in enumerate(group[blank][:])]
+        group = group.remove_columns(blank).add_column(blank, labels)
+    own = tiny_dataset(TASKS["traits"], ROWS, seed=9)
+    quiet = {
+        "logging_steps": 50,
+        "max_steps": 4,
+        **BALANCERS.get(balancer, {"balancer": balancer}),
+    }  # no norms are wanted
+    seen = backward_passes(monkeypatch)
+    _, one = steps_of(tmp_path, {"g": group.remove_columns("traits"), "traits": own}, **quiet)
+    assert len(seen) == 2 * 4
+    _, many = steps_of(tmp_path, {**separate(group, TASKS), "traits": own}, **quiet)
+    assert distance([{"update": step["update"]} for step in one], [{"update": step["update"]} for step in many]) < 1e-10
+    heads = [[{key: step[key] for key in step if key.startswith("head")} for step in run] for run in (one, many)]
+    assert distance(*heads) < 1e-10
+
+
+def test_a_backward_pass_per_task_where_gradients_are_balanced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = backward_passes(monkeypatch)
+    steps_of(tmp_path, shared(), max_steps=2, logging_steps=50)
+    assert len(seen) == 2 * len(TASKS)
+
+
+class Overflow(torch.autograd.Function):
+    """A finite number whose gradient is not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad * torch.inf
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("balancer", ["ew", "db_mtl"])
+def test_the_task_to_blame_is_told(what: str, balancer: str, tmp_path: Path) -> None:
+    class Bad(MultiTaskTrainer):
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+            if self.state.global_step == 1:
+                loss = {
+                    **loss,
+                    "traits": loss["traits"] * torch.nan if what == "loss" else Overflow.apply(loss["traits"]),
+                }
+            return (loss, outputs) if return_outputs else loss
+
+    trainer, steps = steps_of(tmp_path, shared(), trainer=Bad, max_steps=3, logging_steps=3, balancer=balancer)
+    record = next(record for record in trainer.state.log_history if "skipped_steps" in record)
+    assert {key: value for key, value in record.items() if "skipped" in key} == {
+        "skipped_steps": 1,
+        "skipped/traits": 1,
+    }
+    assert steps[1]["update"].numel() == 0 < steps[2]["update"].isfinite().sum()
+
+
 @pytest.mark.parametrize("options", [{}, {"balancer": "uw"}])
 def test_resuming_is_exact(options: dict[str, Any], tmp_path: Path) -> None:
     data = {"g": shared().remove_columns("score"), "score": tiny_dataset(TASKS["score"], 17, seed=9)}

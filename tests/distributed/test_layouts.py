@@ -29,9 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache
-def single(balancer: str, dtype: str, folder: Path) -> tuple[dict[str, Tensor], dict]:
+def single(balancer: str, dtype: str, folder: Path, inputs: str = "separate") -> tuple[dict[str, Tensor], dict]:
     """One process on the whole batch."""
-    return run_case(Case("single", balancer, dtype), folder)
+    return run_case(Case("single", balancer, dtype, inputs=inputs), folder)
 
 
 @cache
@@ -50,7 +50,7 @@ def distances(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
 
 
 def agrees(case: Case, processes: int, found: list[dict], folder: Path) -> None:
-    expected, record = single(case.balancer, case.dtype, folder)
+    expected, record = single(case.balancer, case.dtype, folder, case.inputs)
     for rank, outcome in enumerate(found):
         assert "error" not in outcome[str(case)], outcome[str(case)]["error"]
         tensors = load_file(folder / str(processes) / f"{case}-{rank}.safetensors")
