@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_N
 from .gradients import make_gradients, split_parameters
 from .sharded_optimizer import load_sharded_optimizer
 from .trainer_part import TrainerPart
+from .units import Unit
 
 
 __all__ = ["Filler", "ShardingMixin"]
@@ -76,20 +77,22 @@ class ShardingMixin(TrainerPart):
     def _has_mixed_mesh_grads(self, model: nn.Module) -> bool:
         return False  # accelerate's clipping knows sharded gradients beside others, and takes out the scaler's factor
 
-    def _batches_of(self, micro_batches: Sequence[dict[str, Any]]) -> Callable[[str], list[Any]]:
+    def _batches_of(
+        self, micro_batches: Sequence[dict[str, Any]], units: Mapping[str, Unit]
+    ) -> Callable[[str], list[Any]]:
         """
-        From the name of a task to its batches among the micro-batches. Where FSDP exchanges parameters in every forward
+        From the name of a unit to its batches among the micro-batches. Where FSDP exchanges parameters in every forward
         pass, they are as many on every process.
         """
-        own = {task: [batch[task] for batch in micro_batches if task in batch] for task in self.tasks}
+        own = {unit: [batch[unit] for batch in micro_batches if unit in batch] for unit in units}
         if self.is_fsdp_enabled:
             counts = torch.tensor([len(batches) for batches in own.values()], device=self.args.device)
             dist.all_reduce(counts, op=dist.ReduceOp.MAX)
-            for (task, batches), count in zip(own.items(), counts.tolist()):
+            for (unit, batches), count in zip(own.items(), counts.tolist()):
                 if len(batches) < count:
-                    filler = Filler(self.collators[task]([self.train_dataset[task][0]]))
+                    filler = Filler(self.collators[unit]([self.train_dataset[unit][0]]))
                     batches += [filler] * (count - len(batches))
-        return lambda task: [self._prepare_inputs(batch) for batch in own[task]]
+        return lambda unit: [self._prepare_inputs(batch) for batch in own[unit]]
 
 
 def _units(model: nn.Module) -> list[str]:

@@ -64,10 +64,10 @@ class MeanOfLogs(LocalGradients):
 
     def each(self, units, batches, how):
         how = replace(how, total=None)
-        for unit, (task,) in ((unit, tasks) for unit, tasks in units.items()):
-            parts = []
+        for unit, tasks in units.items():
+            (task,), parts = tasks, []
             for batch in batches(unit):
-                for _, part in super().each({unit: [task]}, lambda unit, batch=batch: [batch], how):
+                for _, part in super().each({unit: tasks}, lambda unit, batch=batch: [batch], how):
                     part.shared = part.shared.take()
                     parts += [part] if part.num_items else []
             first = parts[0]

@@ -20,7 +20,7 @@ from ..training_args import MultiTaskTrainingArguments
 from .building import make_trainer, prepare
 from .config import read_config, run_settings, training_settings
 from .launching import relaunch
-from .settings import DatasetSettings, Setting, TaskSettings, TrainSettings, settings_of
+from .settings import DatasetSettings, GroupSettings, Setting, TaskSettings, TrainSettings, settings_of
 from .tables import results_table
 
 
@@ -74,7 +74,8 @@ def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTas
     metrics = trainer.evaluate() if data.eval else {}
     if metrics:
         trainer.save_metrics("eval", metrics)
-    paths = dict.fromkeys(task.dataset.path for task in settings.tasks.values() if task.dataset.path)
+    sources = [source.dataset for source in settings.inputs.values() if source.dataset is not None]
+    paths = dict.fromkeys(source.path for source in sources if source.path)
     card: dict[str, Any] = {
         "baselines": data.baselines,
         "dataset": [path for path in paths if not Path(path).exists()] or None,
@@ -85,8 +86,8 @@ def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTas
         trainer.create_model_card(**card)
     if trainer.is_world_process_zero():
         console = Console()
-        rows = {name: len(rows) for name, rows in data.train.items()}
-        console.print(results_table(data.tasks, metrics, data.baselines, data.eval, rows))
+        rows = {name: len(rows) for name, rows in data.by_task(data.train).items()}
+        console.print(results_table(data.tasks, metrics, data.baselines, data.by_task(data.eval), rows))
         console.print(f"The model, its card and its metrics are in {args.output_dir}.", highlight=False, soft_wrap=True)
     return trainer
 
@@ -117,6 +118,7 @@ def _print_settings(console: Console) -> None:
         "The run": run_settings(),
         "A task (tasks.NAME)": settings_of(TaskSettings),
         "Its data (tasks.NAME.dataset)": settings_of(DatasetSettings),
+        "What tasks share (groups.NAME)": settings_of(GroupSettings),
         "Training arguments": training_settings(),
     }
     for title, known in groups.items():
@@ -132,6 +134,6 @@ def _help(setting: Setting) -> str:
     text = " ".join(setting.help.split())
     if setting.required:
         return f"{text} Required."
-    if setting.default is None or setting.default == "":
+    if setting.default in (None, "", {}):
         return text
     return f"{text} Default: {getattr(setting.default, 'value', setting.default)}."

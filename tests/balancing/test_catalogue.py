@@ -8,7 +8,7 @@ from catalogue import CHECKS, check_property
 
 from hf_dbmtl.balancing import balancer_names, make_balancer
 from hf_dbmtl.balancing.properties import holds, needs
-from hf_dbmtl.balancing.table import COMPOSED, MEMORIES, TRANSFORMS, WEIGHTINGS
+from hf_dbmtl.balancing.table import MEMORIES, TRANSFORMS, WEIGHTINGS
 from hf_dbmtl.gradients import GradientVector
 
 

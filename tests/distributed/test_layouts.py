@@ -29,9 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache
-def single(balancer: str, dtype: str, folder: Path) -> tuple[dict[str, Tensor], dict]:
+def single(balancer: str, dtype: str, folder: Path, inputs: str = "separate") -> tuple[dict[str, Tensor], dict]:
     """One process on the whole batch."""
-    return run_case(Case("single", balancer, dtype), folder)
+    return run_case(Case("single", balancer, dtype, inputs=inputs), folder)
 
 
 @cache
@@ -48,7 +48,7 @@ def distances(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
 
 
 def agrees(case: Case, group: Group, folder: Path) -> None:
-    expected, record = single(case.balancer, case.dtype, folder)
+    expected, record = single(case.balancer, case.dtype, folder, case.inputs)
     processes = len(group.found)
     for rank, outcome in enumerate(group.of(str(case))):
         tensors = load_file(group.folder / f"{case}-{rank}.safetensors")
