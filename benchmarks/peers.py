@@ -25,6 +25,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from rich.table import Table
 from step_cost import StockTrainer, Turns, make_batches, quiet
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import BertConfig, BertModel, TrainerCallback, TrainerControl
+from transformers import BertConfig, BertModel, PrinterCallback, TrainerCallback, TrainerControl
 
 from hf_dbmtl import Classification, MultiTaskModel, MultiTaskTrainer, MultiTaskTrainingArguments
 
@@ -69,7 +70,9 @@ def make_model(size: str, tasks: int) -> MultiTaskModel:
     return MultiTaskModel.from_encoder(encoder, {f"task{t}": Classification(3) for t in range(tasks)}, pooling="cls")
 
 
-def train(arm: str, size: str, tasks: int, steps: int, options: argparse.Namespace, sgd: bool, turn: Any) -> MultiTaskModel:
+def train(
+    arm: str, size: str, tasks: int, steps: int, options: argparse.Namespace, sgd: bool, turn: Any
+) -> MultiTaskModel:
     """Trains by one arm; `turn`, a callback of transformers or None, is told the end of every step."""
     *_, vocabulary, rows, length = SIZES[size]
     model, batches = make_model(size, tasks), make_batches(tasks, vocabulary, rows, length)
@@ -108,7 +111,9 @@ def _train_by_trainer(
             use_cpu=True, balancer="db_mtl", max_grad_norm=0.0, **how,
         )  # fmt: skip
         data = {} if stock else {"train_dataset": dict.fromkeys(batches[0], checked)}
-        Fixed(model=model, args=args, callbacks=callbacks, **data).train()
+        trainer = Fixed(model=model, args=args, callbacks=callbacks, **data)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
 
 
 # ---- Each in a process of its own --------------------------------------------------------------------------------------
@@ -133,7 +138,9 @@ def weigh_arm(connection: Connection, arm: str, size: str, tasks: int, options: 
     connection.send(peak)
 
 
-def update_arm(connection: Connection, arm: str, size: str, tasks: int, options: argparse.Namespace, folder: str) -> None:
+def update_arm(
+    connection: Connection, arm: str, size: str, tasks: int, options: argparse.Namespace, folder: str
+) -> None:
     """Leaves the update of all parameters over three steps of SGD in a file, and sends its name."""
     quiet(options)
     before = make_model(size, tasks).state_dict()
@@ -162,7 +169,8 @@ def in_turns(arms: list[str], size: str, tasks: int, options: argparse.Namespace
         processes.append(context.Process(target=time_arm, args=(theirs, arm, size, tasks, options), daemon=True))
         processes[-1].start()
         theirs.close()
-        connections[arm].recv()  # its first step
+    for connection in connections.values():
+        connection.recv()  # its first step
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     for step in range(options.warmup + options.steps):
         for arm in random.Random(step).sample(arms, len(arms)):  # no arm always follows the same other
@@ -191,7 +199,7 @@ def compare_updates(arms: list[str], size: str, tasks: int, options: argparse.Na
 
 
 def report(options: argparse.Namespace, size: str, tasks: int) -> dict[str, Any]:
-    arms = [FLOOR, OURS, *(arm for arm in PEERS if arm != "LibMTL" or options.libmtl)]
+    arms = [FLOOR, OURS, *(arm for arm in options.peers if arm != "LibMTL" or options.libmtl)]
     theta = sum(parameter.numel() for parameter in make_model(size, tasks).encoder.parameters())
     rows: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
     if "memory" in options.measure:
@@ -233,11 +241,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--libmtl", type=Path, help="a clone of LibMTL's repository (default: without it)")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["5M"], help="models (default: 5M)")
-    parser.add_argument("--tasks", type=int, nargs="+", default=[2, 4, 8, 16], help="numbers of tasks (default: 2 4 8 16)")
+    parser.add_argument(
+        "--tasks", type=int, nargs="+", default=[2, 4, 8, 16], help="numbers of tasks (default: 2 4 8 16)"
+    )
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="with which (default: all)")
     measures = ["time", "memory", "updates"]
     parser.add_argument("--measure", nargs="+", choices=measures, default=measures, help="what (default: all)")
     parser.add_argument("--steps", type=int, default=10, help="steps of each arm that count (default: 10)")
-    parser.add_argument("--warmup", type=int, default=1, help="steps of each arm before them, and one more (default: 1)")
+    parser.add_argument(
+        "--warmup", type=int, default=1, help="steps of each arm before them, and one more (default: 1)"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads (default: all cores)")
     parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
     options = parser.parse_args()
@@ -264,16 +277,10 @@ def about(options: argparse.Namespace) -> dict[str, Any]:
         "versions": {
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-            "torchjd": importlib_version("torchjd"),
+            "torchjd": version("torchjd"),
             "python": platform.python_version(),
         },
     }
-
-
-def importlib_version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)
 
 
 if __name__ == "__main__":

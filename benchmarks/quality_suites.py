@@ -67,7 +67,7 @@ class Suite:
         train, tuning, test (`dict[str, Rows]`): the rows by task. The learning rate is chosen on `tuning`.
         encoder (`Callable`): makes the encoder, of which nothing may be trained yet.
         steps (`int`), rows (`int`): how long a run is, and the rows of a task in a step.
-        learning_rate (`float`): the best of `grid`, see the README.
+        grid (`tuple[float]`): the learning rates to choose from.
         scales (`dict[str, float]`): what the output of a task's head is multiplied with.
     """
 
@@ -78,7 +78,6 @@ class Suite:
     encoder: Callable[[], PreTrainedModel]
     steps: int
     rows: int
-    learning_rate: float
     grid: tuple[float, ...]
     scales: dict[str, float] = field(default_factory=dict)
 
@@ -141,7 +140,7 @@ def molecules(folder: Path, cache: Path, standardised: bool = False) -> Suite:
         max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     encoder = lambda: BertModel(config, add_pooling_layer=False)  # noqa: E731
-    return Suite(tasks, **parts, encoder=encoder, steps=500, rows=16, learning_rate=3e-3, grid=(1e-3, 3e-3), scales=scales)
+    return Suite(tasks, **parts, encoder=encoder, steps=250, rows=16, grid=(1e-3, 3e-3), scales=scales)
 
 
 def _smiles(texts: list[str], letters: dict[str, int]) -> tuple[Tensor, Tensor]:
@@ -171,7 +170,7 @@ def images(folder: Path, cache: Path) -> Suite:
     )  # fmt: skip
     tasks = {side: Classification(10) for side in parts["train"]}
     encoder = lambda: ViTModel(config, add_pooling_layer=False)  # noqa: E731
-    return Suite(tasks, **parts, encoder=encoder, steps=1000, rows=32, learning_rate=2e-3, grid=(1e-3, 2e-3))
+    return Suite(tasks, **parts, encoder=encoder, steps=500, rows=32, grid=(1e-3, 2e-3))
 
 
 # ---- Texts -----------------------------------------------------------------------------------------------------------
@@ -202,7 +201,7 @@ def texts(folder: Path, cache: Path) -> Suite:
         parts["train"][name] = _hidden_states(train, columns, labels, lower, tokenizer, cache)
         whole = _hidden_states(held, columns, labels, lower, tokenizer, cache)
         parts["tuning"][name], parts["test"][name] = halves(whole, 100)
-    return Suite(tasks, **parts, encoder=lambda: _upper(minilm), steps=200, rows=8, learning_rate=2e-4, grid=(2e-4, 5e-4))
+    return Suite(tasks, **parts, encoder=lambda: _upper(minilm), steps=200, rows=8, grid=(2e-4, 5e-4))
 
 
 def _hidden_states(split: Any, columns: list[str], labels: str, lower: Any, tokenizer: Any, cache: Path) -> Rows:
@@ -224,7 +223,10 @@ def _hidden_states(split: Any, columns: list[str], labels: str, lower: Any, toke
         torch.save({"states": states, "lengths": lengths}, kept)
     found = torch.load(kept)
     given = torch.tensor(split[labels][:])
-    return Rows({"inputs_embeds": found["states"], "labels": given.float() if given.is_floating_point() else given}, found["lengths"])
+    return Rows(
+        {"inputs_embeds": found["states"], "labels": given.float() if given.is_floating_point() else given},
+        found["lengths"],
+    )
 
 
 class Given(nn.Module):
