@@ -4,7 +4,7 @@ DB-MTL by this package, by LibMTL and by TorchJD, on one model and the same batc
 Every arm trains in a process of its own and they take turns step by step, so that whatever slows the machine slows all of
 them. The floor is transformers' own Trainer, which back-propagates the loss of one task after the other and adds them up.
 LibMTL's and TorchJD's steps run in a bare loop, without a Trainer around them. All use AdamW. Memory is the peak of the
-tensors that are alive over three steps, counted by torch's profiler from before the Trainer exists. The updates are compared
+tensors that are alive over two steps, counted by torch's profiler from before the Trainer exists. The updates are compared
 over three steps of SGD.
 
     python benchmarks/peers.py --libmtl FOLDER                     # a clone of github.com/median-research-group/LibMTL
@@ -125,11 +125,11 @@ def time_arm(connection: Connection, arm: str, size: str, tasks: int, options: a
 
 
 def weigh_arm(connection: Connection, arm: str, size: str, tasks: int, options: argparse.Namespace) -> None:
-    """Sends the peak of the bytes in tensors over three steps."""
+    """Sends the peak of the bytes in tensors over two steps."""
     quiet(options)
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as run:
-        train(arm, size, tasks, 3, options, False, None)
+        train(arm, size, tasks, 2, options, False, None)
     now = peak = 0
     events = [event for event in run.profiler.kineto_results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):
