@@ -1,0 +1,122 @@
+"""The steps of the libraries that peers.py compares with: each its own code, on the same model and batches."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchjd.aggregation import Aggregator
+from torchjd.autojac import jac_to_grad, mtl_backward
+
+from hf_dbmtl import MultiTaskModel
+
+
+__all__ = ["libmtl_step", "torchjd_step"]
+
+EPSILON = 1e-8
+BETA, DECAY = 0.9, 0.5  # beta_k = 0.9 / sqrt(k), as this package has it by default
+
+Batch = dict[str, dict[str, Tensor]]  # a batch by task
+
+
+class Pooled(nn.Module):
+    """The encoder, as a model of one tensor: the first token's output."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        return self.encoder(**inputs).last_hidden_state[:, 0]
+
+
+def _split(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
+
+
+# ---- LibMTL ----------------------------------------------------------------------------------------------------------
+
+
+def _import_libmtl(folder: Path) -> tuple[type, type]:
+    """Its DB-MTL and its architecture, without the package's `__init__`, which needs torch_geometric and more."""
+    for name in ("LibMTL", "LibMTL.weighting", "LibMTL.architecture"):
+        module = types.ModuleType(name)
+        module.__path__ = [str(folder.joinpath(*name.split(".")))]
+        sys.modules[name] = module
+    if not (folder / "LibMTL" / "weighting" / "DB_MTL.py").is_file():
+        raise SystemExit(
+            f"--libmtl: {folder} has no LibMTL/weighting/DB_MTL.py; the release on PyPI lacks it: give a clone of "
+            "https://github.com/median-research-group/LibMTL."
+        )
+    method = importlib.import_module("LibMTL.weighting.DB_MTL").DB_MTL
+    return importlib.import_module("LibMTL.architecture.HPS").HPS, method
+
+
+def libmtl_step(model: MultiTaskModel, folder: Path) -> Callable[[Batch], None]:
+    """What LibMTL's Trainer does between fetching a batch and the optimizer's step, with inputs of the tasks' own."""
+    architecture, method = _import_libmtl(folder)
+
+    class MTLModel(architecture, method):  # as its Trainer puts them together
+        def __init__(self) -> None:
+            super().__init__(
+                list(model.tasks), lambda: Pooled(model.encoder), model.heads, False, True, torch.device("cpu")
+            )
+            self.init_param()
+
+    whole = MTLModel()
+
+    def step(batches: Batch) -> None:
+        losses = torch.zeros(len(batches))
+        for place, (task, batch) in enumerate(batches.items()):
+            inputs, labels = _split(batch)
+            losses[place] = model.tasks[task].loss(whole(inputs, task)[task], labels)[0]
+        model.zero_grad(set_to_none=False)
+        whole.backward(losses, DB_beta=BETA, DB_beta_sigma=DECAY)
+
+    return step
+
+
+# ---- TorchJD ---------------------------------------------------------------------------------------------------------
+
+
+class DualBalancing(Aggregator):
+    """DB-MTL's averages and norms (Algorithm 1 of the paper) on TorchJD's interface."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = 0
+        self.average: Tensor | None = None
+
+    def forward(self, matrix: Any, /) -> Tensor:
+        self.step += 1
+        average = torch.zeros_like(matrix) if self.average is None else self.average
+        self.average = average.lerp_(matrix, 1 - BETA / self.step**DECAY)
+        norms = self.average.norm(dim=1)
+        return (norms.max() / (norms + EPSILON)) @ self.average
+
+
+def torchjd_step(model: MultiTaskModel, parallel_chunk_size: int | None) -> Callable[[Batch], None]:
+    """`mtl_backward` and `jac_to_grad`, as TorchJD's example of multi-task learning has them."""
+    aggregator, encoder = DualBalancing(), Pooled(model.encoder)
+    shared = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
+
+    def step(batches: Batch) -> None:
+        features, losses = [], []
+        for task, batch in batches.items():
+            inputs, labels = _split(batch)
+            features.append(encoder(inputs))
+            losses.append(torch.log(model.tasks[task].loss(model.heads[task](features[-1]), labels)[0] + EPSILON))
+        model.zero_grad()
+        heads = [list(model.heads[task].parameters()) for task in batches]
+        mtl_backward(
+            losses, features, tasks_params=heads, shared_params=shared, parallel_chunk_size=parallel_chunk_size
+        )
+        jac_to_grad(shared, aggregator)
+
+    return step

