@@ -258,7 +258,9 @@ def main() -> None:
 
 def about(options: argparse.Namespace, script: str) -> dict:
     """By what, of which code and where figures were made."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    ).stdout.strip()
     return {
         "command": f"python benchmarks/{script} "
         + " ".join(
