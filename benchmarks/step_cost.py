@@ -110,16 +110,17 @@ def make_trainer(arm: str, model: MultiTaskModel, batches: list, steps: int, fol
 class Turns(TrainerCallback):
     """Runs from the end of one step to the end of the next when told to, and answers with the seconds it took."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, clock: Callable[[], float] = time.perf_counter) -> None:
         self.connection = connection
-        self.start = time.perf_counter()
+        self.clock = clock
+        self.start = clock()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.connection.send(time.perf_counter() - self.start)
+        self.connection.send(self.clock() - self.start)
         control.should_training_stop = not self.connection.recv()
-        self.start = time.perf_counter()
+        self.start = self.clock()
 
 
 def train_in_turns(arm: str, options: argparse.Namespace, tasks: int, connection: Connection) -> None:

@@ -118,16 +118,16 @@ def load_evaluation(
         if rows is None:
             continue
         length = _max_length(name, source.max_length or settings.max_length, longest)
-        data.tasks |= {task: tasks[task] for task in members}
+        data.tasks |= {member: tasks[member] for member in members}
         data.units[name] = Unit(name, tuple(members))
         rows = sample(rows, source.max_eval_samples or settings.max_eval_samples)
         data.eval[name] = _encode(source, rows, tokenizer, _readers(data, members, rows), length)
-        for task, own in members.items():
+        for member, own in members.items():
             columns = as_list(own.label)
-            reader = LabelReader.of(task, tasks[task], columns, train_rows)
+            reader = LabelReader.of(member, tasks[member], columns, train_rows)
             train_labels = reader(train_rows.select_columns(columns)[:])
-            eval_labels = _labels(data.eval[name], data.column(task))
-            data.baselines[task] = _baseline(task, tasks[task], train_labels, eval_labels)
+            eval_labels = _labels(data.eval[name], data.column(member))
+            data.baselines[member] = _baseline(member, tasks[member], train_labels, eval_labels)
     return data
 
 
