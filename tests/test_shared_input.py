@@ -213,6 +213,25 @@ def test_the_task_to_blame_is_told(what: str, balancer: str, tmp_path: Path) -> 
     assert steps[1]["update"].numel() == 0 < steps[2]["update"].isfinite().sum()
 
 
+class Scaled(MultiTaskTrainer):
+    """Has a gradient scaler on the CPU."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=1000)
+        self.accelerator.unscale_gradients = lambda: self.accelerator.scaler.unscale_(self.optimizer.optimizer)
+
+
+@pytest.mark.parametrize("balancer", ["db_mtl", "ew"])
+def test_under_a_gradient_scaler(balancer: str, tmp_path: Path) -> None:
+    options = {"max_steps": 2, "logging_steps": 50, "optim": "adamw_torch", "trainer": Scaled, "balancer": balancer}
+    group = shared()
+    trainer, one = steps_of(tmp_path, {"group": group}, **options)
+    _, many = steps_of(tmp_path, separate(group, TASKS), **options)
+    assert trainer.accelerator.scaler.get_scale() == 64.0
+    assert distance(one, many) < 1e-10
+
+
 @pytest.mark.parametrize("options", [{}, pytest.param({"balancer": "uw"}, marks=pytest.mark.slow)])
 def test_resuming_is_exact(options: dict[str, Any], tmp_path: Path) -> None:
     data = {"g": shared().remove_columns("score"), "score": tiny_dataset(TASKS["score"], 17, seed=9)}
