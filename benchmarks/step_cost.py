@@ -110,16 +110,17 @@ def make_trainer(arm: str, model: MultiTaskModel, batches: list, steps: int, fol
 class Turns(TrainerCallback):
     """Runs from the end of one step to the end of the next when told to, and answers with the seconds it took."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, clock: Callable[[], float] = time.perf_counter) -> None:
         self.connection = connection
-        self.start = time.perf_counter()
+        self.clock = clock
+        self.start = clock()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.connection.send(time.perf_counter() - self.start)
+        self.connection.send(self.clock() - self.start)
         control.should_training_stop = not self.connection.recv()
-        self.start = time.perf_counter()
+        self.start = self.clock()
 
 
 def train_in_turns(arm: str, options: argparse.Namespace, tasks: int, connection: Connection) -> None:
@@ -258,7 +259,9 @@ def main() -> None:
 
 def about(options: argparse.Namespace, script: str) -> dict:
     """By what, of which code and where figures were made."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    ).stdout.strip()
     return {
         "command": f"python benchmarks/{script} "
         + " ".join(

@@ -38,12 +38,13 @@ class MultiTaskTrainingArguments(TrainingArguments):
             The options of the balancer (JSON on the command line). `db_mtl` takes `beta` (0.9), `decay` (0.5), `alpha`
             (`"max"`, `"min"`, `"mean"`, `"median"`, `"1/T"` or a number) and `ema_dtype`.
         mixing (`str`, *optional*, defaults to `"equal"`):
-            How many rows of a batch each task gets: `"equal"`, `"proportional"` to the size of its dataset, or
-            `"temperature"`: proportional to size^(1 / `mixing_temperature`).
+            How many rows of a batch each task (or group of tasks that share their rows) gets: `"equal"`, `"proportional"` to
+            the size of its dataset, or `"temperature"`: proportional to size^(1 / `mixing_temperature`).
         mixing_temperature (`float`, *optional*, defaults to 2.0):
             The temperature of `mixing="temperature"`: 1 is proportional, large is equal.
         per_task_batch_size (`dict` or `str`, *optional*):
-            Rows per micro-batch of single tasks, in place of what the mixing gives (JSON on the command line).
+            Rows per micro-batch of single tasks, or of groups that share their rows, in place of what the mixing gives (JSON
+            on the command line).
         stopping_strategy (`str`, *optional*, defaults to `"all_exhausted"`):
             An epoch ends when all rows of all tasks have been seen (`"all_exhausted"`, smaller tasks begin anew), or before
             any would be seen twice (`"first_exhausted"`).

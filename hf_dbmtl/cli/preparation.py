@@ -118,7 +118,7 @@ def load_evaluation(
         if rows is None:
             continue
         length = _max_length(name, source.max_length or settings.max_length, longest)
-        data.tasks |= {task: tasks[task] for task in members}
+        data.tasks |= {member: tasks[member] for member in members}
         data.units[name] = Unit(name, tuple(members))
         rows = sample(rows, source.max_eval_samples or settings.max_eval_samples)
         data.eval[name] = _encode(source, rows, tokenizer, _readers(data, members, rows), length)

@@ -58,7 +58,7 @@ def test_train_and_evaluate(config, capsys):
     row = next(line for line in shown.splitlines() if "length" in line and "r2" in line and "│" in line)
     assert " 30 " in row and " 8 " in row
     card = Path("grouped/README.md").read_text()
-    assert "| place | token_classification | B-PLACE, O | accuracy | 30 | 8 |" in card
+    assert "| place | token classification | B-PLACE, O | f1 | 30 | 8 |" in card
     assert "| length | regression | 1 | r2 | 30 | 8 |" in card
     main(["evaluate", config, "--output_dir", "evaluated", "--model", "grouped"])
     again = json.loads(Path("evaluated/eval_results.json").read_text())

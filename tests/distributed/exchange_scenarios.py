@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from datasets import Dataset
-from distributed_cases import DTYPES, SIZES, ShardedTrainer, odd_model
+from distributed_cases import DTYPES, SIZES, ShardedTrainer, odd_model, shared_data
 from helpers import TASKS, arguments, distance, flat, tiny_data, tiny_dataset, tiny_model, train
 from test_buffers import Normed
 from test_faults import Poisoned
@@ -143,7 +143,13 @@ def evaluated(folder: Path) -> dict[str, Any]:
         if name == "fsdp":
             trainer.train()
         found[name] = {key: value for key, value in trainer.evaluate().items() if key.endswith("_loss")}
+        found[f"{name}, shared"] = metrics_of(trainer.evaluate(shared_data(13)))
     return found
+
+
+def metrics_of(found: dict[str, float]) -> dict[str, float]:
+    """What an evaluation found, without what tells of its speed."""
+    return {key: one for key, one in found.items() if not key.endswith(("runtime", "per_second", "preparation_time"))}
 
 
 class PoisonedOnOne(Poisoned):
