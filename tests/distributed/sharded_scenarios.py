@@ -113,8 +113,7 @@ def other_arguments(folder: Path) -> dict[str, Any]:
     found = {}
     for name, options in {
         "plain": {},
-        "clipped": {"max_grad_norm": 0.5},
-        "multiplied": {"heads_lr_multiplier": 3.0},
+        "clipped and multiplied": {"max_grad_norm": 0.5, "heads_lr_multiplier": 3.0},
         "checkpointing": {"activation_checkpointing": True},
     }.items():
         records = []
