@@ -69,7 +69,7 @@ class TaskGradient:
         heads (`GradientVector`):
             The same for the parameters of the heads (with several processes this one's part of the sum).
         norm (`float`, *optional*):
-            The norm of `shared`, where it was wanted; with [`How.total`] that of the sum so far.
+            The norm of `shared`, where it was wanted; with [`How.total`] that of the sum at the last task, 0.0 before.
         heads_norm (`float`):
             A number that is finite if and only if `heads` is, on every process.
     """

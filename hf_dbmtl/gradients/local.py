@@ -30,22 +30,20 @@ class LocalGradients(Gradients):
     def each(
         self, units: Mapping[str, Sequence[str]], batches: Callable[[str], Sequence[Any]], how: How
     ) -> Iterator[tuple[str, TaskGradient]]:
-        begun = False  # whether the sum of the step holds anything
+        of_units = {unit: batches(unit) for unit in units}
+        summed = how.total is not None and how.loss_scale == 1.0 and all(len(one) < 2 for one in of_units.values())
         with Hooks(self.layout.parameters) as hooks:
-            for unit, tasks in units.items():
-                of_unit = batches(unit)
-                single = len(of_unit) == 1
-                if how.total is not None and single and how.loss_scale == 1.0:
-                    each = self._sum_up(tasks, of_unit, how, hooks, begun)
-                else:
-                    each = self._one_by_one(tasks, of_unit, how, hooks, single)
-                for task, measured in each:
-                    begun = begun or measured.num_items > 0
-                    yield task, measured
+            if summed:
+                yield from self._sum_up(units, of_units, how, hooks)
+            else:
+                for unit, tasks in units.items():
+                    yield from self._one_by_one(tasks, of_units[unit], how, hooks)
 
     def _one_by_one(
-        self, tasks: Sequence[str], batches: Sequence[Any], how: How, hooks: Hooks, single: bool
+        self, tasks: Sequence[str], batches: Sequence[Any], how: How, hooks: Hooks
     ) -> Iterator[tuple[str, TaskGradient]]:
+        single = len(batches) == 1
+
         def receiver() -> Receiver:
             return Receiver(self.layout.parameters, self._flat())
 
@@ -58,27 +56,31 @@ class LocalGradients(Gradients):
             self._free += [tensor for tensor in measured.shared.tensors if tensor is not None]
 
     def _sum_up(
-        self, tasks: Sequence[str], batches: Sequence[Any], how: How, hooks: Hooks, begun: bool
+        self, units: Mapping[str, Sequence[str]], batches: Mapping[str, Sequence[Any]], how: How, hooks: Hooks
     ) -> Iterator[tuple[str, TaskGradient]]:
         """
-        Lets autograd add the gradients of the tasks of a unit, which has a single micro-batch, to `how.total`, in one backward
-        pass of the sum of their losses. The first task present is lent the total and the gradient of all heads, the others
-        nothing.
+        Lets autograd add the gradients of all tasks, whose units have a single micro-batch at most, to `how.total`, in one
+        backward pass of a unit for the sum of its tasks' losses. The first task present is lent the total, the others
+        nothing, and the first of each unit the gradient of its heads. The total is looked at once, when it is whole.
         """
-        total = how.total
+        total, begun = how.total, False
         (flat,) = total.tensors
-        flat = self._flat() if flat is None else flat
-        receiver = Receiver(self.layout.parameters, flat, total.reached.tolist() if begun else None)
-        every = self._run_together(tasks, batches[0], how, hooks, receiver)
-        total.tensors, total.reached = [receiver.finish()], torch.tensor(receiver.reached, dtype=torch.bool)
-        norm = total.norm()
-        if not math.isfinite(norm + sum(passes.heads.norm() for passes in every.values())):
-            every = self._culprit_first(every, tasks, batches, how, hooks)
-        for task, passes in every.items():
-            measured = self._measured(task, passes, how, self.zero()[0] if begun else total)
-            measured.norm = norm
-            begun = begun or measured.num_items > 0
-            yield task, measured
+        receiver = Receiver(self.layout.parameters, self._flat() if flat is None else flat)
+        last = next((unit for unit in reversed(units) if batches[unit]), None)
+        for unit, tasks in units.items():
+            if not batches[unit]:
+                yield from self._one_by_one(tasks, [], how, hooks)
+                continue
+            every = self._run_together(tasks, batches[unit][0], how, hooks, receiver)
+            total.tensors, total.reached = [receiver.finish()], torch.tensor(receiver.reached, dtype=torch.bool)
+            norm = total.norm() if unit == last else 0.0
+            if not math.isfinite(norm + sum(passes.heads.norm() for passes in every.values())):
+                yield from self._culprit(units, batches, how, hooks)
+            for task, passes in every.items():
+                measured = self._measured(task, passes, how, self.zero()[0] if begun else total)
+                measured.norm = norm
+                begun = begun or measured.num_items > 0
+                yield task, measured
 
     def _run_together(
         self, tasks: Sequence[str], batch: Any, how: How, hooks: Hooks, receiver: Receiver
@@ -104,15 +106,16 @@ class LocalGradients(Gradients):
             first.heads.add_(heads)
         return every
 
-    def _culprit_first(
-        self, every: dict[str, Passes], tasks: Sequence[str], batches: Sequence[Any], how: How, hooks: Hooks
-    ) -> dict[str, Passes]:
-        """The passes of a unit whose sum is not finite, those of the task to be told of in front."""
-        culprit = next((task for task, passes in every.items() if not math.isfinite(passes.losses[0])), None)
-        if culprit is None and len(every) > 1:  # the losses do not tell: the gradients once more, one by one
-            alone = self._one_by_one(tasks, batches, replace(how, total=None, norms=True), hooks, single=True)
-            culprit = next((task for task, measured in alone if not measured.is_finite), None)
-        return every if culprit is None else {culprit: every.pop(culprit), **every}
+    def _culprit(
+        self, units: Mapping[str, Sequence[str]], batches: Mapping[str, Sequence[Any]], how: How, hooks: Hooks
+    ) -> Iterator[tuple[str, TaskGradient]]:
+        """Of tasks whose sum is not finite the one to be told of: the gradients once more, one by one."""
+        alone = replace(how, total=None, norms=True)
+        for unit, tasks in units.items():
+            for task, measured in self._one_by_one(tasks, batches[unit], alone, hooks):
+                if not measured.is_finite:
+                    yield task, measured
+                    return
 
     def _flat(self) -> Tensor:
         return self._free.pop() if self._free else self.layout.empty()
