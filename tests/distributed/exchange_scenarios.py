@@ -149,7 +149,11 @@ def evaluated(folder: Path) -> dict[str, Any]:
 
 def metrics_of(found: dict[str, float]) -> dict[str, float]:
     """What an evaluation found, without what tells of its speed."""
-    return {key: one for key, one in found.items() if not key.endswith(("runtime", "per_second", "preparation_time"))}
+    return {
+        key: one
+        for key, one in found.items()
+        if not key.endswith(("epoch", "runtime", "per_second", "preparation_time"))
+    }
 
 
 class PoisonedOnOne(Poisoned):
