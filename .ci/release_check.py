@@ -8,6 +8,7 @@ and runs the demo there at tiny size, from a folder from which the checkout cann
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -33,7 +34,10 @@ LEAVE = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "*.egg-info", 
 
 def run(*command: str | Path, cwd: Path) -> str:
     print("$", *command, flush=True)
-    done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True)
+    environment = {
+        key: value for key, value in os.environ.items() if key != "PYTHONPATH"
+    }  # which may hold the checkout
+    done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(
             f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}\nrelease check: this failed: {' '.join(map(str, command))}"

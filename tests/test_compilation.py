@@ -53,7 +53,7 @@ def test_the_whole_model_would_be_many_graphs() -> None:
     assert counters["stats"]["unique_graphs"] >= 4
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_with_activation_checkpointing(checkpointing: bool, tmp_path: Path) -> None:
     two = dict(list(TWELVE.items())[:2])
     options = {"activation_checkpointing": checkpointing}

@@ -98,7 +98,12 @@ LOSS_SIDE = {
 }
 
 
-@pytest.mark.parametrize("balancer", LOSS_SIDE)
+OFTEN = ("uw", "famo")  # a learned weight, and a second look
+
+
+@pytest.mark.parametrize(
+    "balancer", [one if one in OFTEN else pytest.param(one, marks=pytest.mark.slow) for one in LOSS_SIDE]
+)
 def test_resume_of_the_loss_side(balancer: str, tmp_path: Path) -> None:
     options, after = LOSS_SIDE[balancer]
     options = {"balancer": balancer, "lr_scheduler_type": "constant", **options}

@@ -47,10 +47,12 @@ def launch(processes: int, script: str, *arguments: Any, timeout: float = 600) -
     )
 
 
-def started(processes: int, folder: Path, names: Iterable[Any], timeout: float = 600, again: bool = False) -> Group:
+def started(processes: int, folder: Path, names: Iterable[Any], timeout: float = 1200, again: bool = False) -> Group:
     """The group that has run cases and scenarios into a folder; it is started where the folder is not there yet, or again."""
+    last = folder / f"outcomes-{processes - 1}.json"
     if again or not folder.exists():
         folder.mkdir(exist_ok=True)
         done = launch(processes, "worker.py", folder, *names, timeout=timeout)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert last.exists(), "the group has failed already, for another worker of these tests: its error is told there"
     return Group(folder, [json.loads((folder / f"outcomes-{rank}.json").read_text()) for rank in range(processes)])

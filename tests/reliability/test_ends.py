@@ -185,6 +185,7 @@ def test_sigterm_saves_and_stops(during: str, tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 def test_without_the_callback_sigterm_ends_it_at_once(tmp_path: Path) -> None:
     """The control."""
     script = textwrap.dedent(f"""
