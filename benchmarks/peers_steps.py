@@ -45,15 +45,15 @@ def _split(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
 
 def _import_libmtl(folder: Path) -> tuple[type, type]:
     """Its DB-MTL and its architecture, without the package's `__init__`, which needs torch_geometric and more."""
-    for name in ("LibMTL", "LibMTL.weighting", "LibMTL.architecture"):
-        module = types.ModuleType(name)
-        module.__path__ = [str(folder.joinpath(*name.split(".")))]
-        sys.modules[name] = module
     if not (folder / "LibMTL" / "weighting" / "DB_MTL.py").is_file():
         raise SystemExit(
             f"--libmtl: {folder} has no LibMTL/weighting/DB_MTL.py; the release on PyPI lacks it: give a clone of "
             "https://github.com/median-research-group/LibMTL."
         )
+    for name in ("LibMTL", "LibMTL.weighting", "LibMTL.architecture"):
+        module = types.ModuleType(name)
+        module.__path__ = [str(folder.joinpath(*name.split(".")))]
+        sys.modules[name] = module
     method = importlib.import_module("LibMTL.weighting.DB_MTL").DB_MTL
     return importlib.import_module("LibMTL.architecture.HPS").HPS, method
 
