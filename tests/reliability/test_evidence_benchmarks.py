@@ -70,7 +70,7 @@ def test_quality_runs_and_goes_on_from_its_cache(
     assert set(about["tuning"]) == {"0.001", "0.002"} and about["test_rows"] == {"left": 100, "right": 100}
     before = (tmp_path / "results" / "quality_images.csv").read_text()
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
     monkeypatch.setattr(quality, "train", refuse)
