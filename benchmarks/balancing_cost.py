@@ -29,29 +29,32 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import nn
 
 from hf_dbmtl.balancing import Balancer, balancer_names, make_balancer
 from hf_dbmtl.balancing.properties import needs
-from hf_dbmtl.gradients import GradientVector
+from hf_dbmtl.gradients.flat import FlatVector, Layout
 
 
 PACKAGES = ("torch", "torchjd", "numpy", "scipy", "cvxpy", "clarabel", "ecos", "quadprog", "qpsolvers")
 
 
-def make_gradients(tasks: int, size: int, parameters: int) -> dict[str, list[torch.Tensor]]:
-    """Gradients of `size` entries in `parameters` tensors, with a direction in common."""
+def make_gradients(tasks: int, size: int) -> dict[str, FlatVector]:
+    """Gradients of `size` entries as the Trainer has them in one process, with a direction in common."""
+    layout = Layout({"theta": nn.Parameter(torch.empty(size))})
     generator = torch.Generator().manual_seed(0)
     common = torch.randn(size, generator=generator)
     rows = {}
     for t in range(tasks):
         row = 0.3 * common + torch.randn(size, generator=generator)
-        rows[f"task{t}"] = list((10.0 ** (t / max(tasks - 1, 1)) * row).chunk(parameters))
+        row *= 10.0 ** (t / max(tasks - 1, 1))
+        rows[f"task{t}"] = FlatVector(layout, row, torch.ones(1, dtype=torch.bool))
     return rows
 
 
-def step(balancer: Balancer, losses: dict[str, float], rows: dict[str, list[torch.Tensor]]) -> float:
+def step(balancer: Balancer, losses: dict[str, float], rows: dict[str, FlatVector]) -> float:
     """The seconds of one step. The gradients are copied before, since a step may overwrite them."""
-    vectors = {task: GradientVector([tensor.clone() for tensor in tensors]) for task, tensors in rows.items()}
+    vectors = {task: row.new_zero().add_(row) for task, row in rows.items()}
     start = time.perf_counter()
     balancer.begin(epoch=balancer.steps)
     for task, gradient in vectors.items():
@@ -66,7 +69,7 @@ def step(balancer: Balancer, losses: dict[str, float], rows: dict[str, list[torc
     return time.perf_counter() - start
 
 
-def measure(name: str, rows: dict[str, list[torch.Tensor]], steps: int, warmup: int, limit: float) -> dict:
+def measure(name: str, rows: dict[str, FlatVector], steps: int, warmup: int, limit: float) -> dict:
     """The milliseconds of `steps` steps after `warmup` ones, of fewer where they take longer than `limit` seconds."""
     losses = {task: 0.5 + i / len(rows) for i, task in enumerate(rows)}
     try:
@@ -125,7 +128,6 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=balancer_names(), help="names of balancers (default: all)")
     parser.add_argument("--tasks", type=int, nargs="+", default=[3, 11, 40], help="numbers of tasks (default: 3 11 40)")
     parser.add_argument("--size", type=int, default=1_000_000, help="shared parameters (default: one million)")
-    parser.add_argument("--parameters", type=int, default=50, help="tensors that they are in (default: 50)")
     parser.add_argument("--steps", type=int, default=20, help="steps that count (default: 20)")
     parser.add_argument("--warmup", type=int, default=3, help="steps before them (default: 3)")
     parser.add_argument("--limit", type=float, default=20.0, help="seconds after which no step is begun (default: 20)")
@@ -136,7 +138,7 @@ def main() -> None:
     results: dict[str, dict] = {}
     console = Console(width=120)
     for count in options.tasks:
-        rows = make_gradients(count, options.size, options.parameters)
+        rows = make_gradients(count, options.size)
         for name in track(options.methods, description=f"T = {count}", console=console):
             row = results.setdefault(name, {"needs": needs(make_balancer(name)), "tasks": {}})
             row["tasks"][str(count)] = measure(name, rows, options.steps, options.warmup, options.limit)

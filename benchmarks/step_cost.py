@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -109,16 +110,17 @@ def make_trainer(arm: str, model: MultiTaskModel, batches: list, steps: int, fol
 class Turns(TrainerCallback):
     """Runs from the end of one step to the end of the next when told to, and answers with the seconds it took."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, clock: Callable[[], float] = time.perf_counter) -> None:
         self.connection = connection
-        self.start = time.perf_counter()
+        self.clock = clock
+        self.start = clock()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.connection.send(time.perf_counter() - self.start)
+        self.connection.send(self.clock() - self.start)
         control.should_training_stop = not self.connection.recv()
-        self.start = time.perf_counter()
+        self.start = self.clock()
 
 
 def train_in_turns(arm: str, options: argparse.Namespace, tasks: int, connection: Connection) -> None:
@@ -135,15 +137,18 @@ def quiet(options: argparse.Namespace) -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
-def measure_time(options: argparse.Namespace, tasks: int) -> dict[str, list[float]]:
+def measure_time(
+    options: argparse.Namespace, tasks: int, arms: Iterable[str] = tuple(ARMS), train: Callable = train_in_turns
+) -> dict[str, list[float]]:
+    """The seconds of every step that counts, by arm: `train` runs one, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     connections = {}
-    for arm in ARMS:
+    for arm in arms:
         connections[arm], theirs = context.Pipe()
-        context.Process(target=train_in_turns, args=(arm, options, tasks, theirs), daemon=True).start()
+        context.Process(target=train, args=(arm, options, tasks, theirs), daemon=True).start()
         connections[arm].recv()  # its first step
-    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    order = list(ARMS)
+    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+    order = list(arms)
     for step in range(options.warmup + options.steps):
         random.Random(step).shuffle(order)  # no arm always follows the same other
         for arm in order:
@@ -249,25 +254,31 @@ def main() -> None:
         results.append(report(options, tasks))
         show(console, results[-1])
     if options.output:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-        about = {
-            "command": "python benchmarks/step_cost.py "
-            + " ".join(
-                f"--{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-                for key, value in vars(options).items()
-                if key != "output"
-            ),
-            "commit": commit,
-            "date": datetime.date.today().isoformat(),
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, "
-            + (torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"),
-            "versions": {
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "python": platform.python_version(),
-            },
-        }
-        options.output.write_text(json.dumps({**about, "results": results}, indent=2) + "\n")
+        options.output.write_text(json.dumps({**about(options, "step_cost.py"), "results": results}, indent=2) + "\n")
+
+
+def about(options: argparse.Namespace, script: str) -> dict:
+    """By what, of which code and where figures were made."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    ).stdout.strip()
+    return {
+        "command": f"python benchmarks/{script} "
+        + " ".join(
+            f"--{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+            for key, value in vars(options).items()
+            if key != "output"
+        ),
+        "commit": commit,
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, "
+        + (torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"),
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }
 
 
 if __name__ == "__main__":

@@ -62,5 +62,5 @@ def _view(piece: Tensor, buffer: Tensor) -> Tensor:
 class AverageBuffers(TrainerCallback):
     """Averages the buffers at the end of training, so that what is saved or evaluated then is the mean of all processes."""
 
-    def on_train_end(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
-        average_buffers(model)
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        average_buffers(kwargs["model"])

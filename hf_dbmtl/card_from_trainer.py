@@ -16,6 +16,7 @@ from transformers.trainer_utils import has_length
 from .balancing import describe_balancer
 from .configuration import MultiTaskConfig
 from .model_card import ModelCardContent
+from .units import Unit
 
 
 if TYPE_CHECKING:
@@ -72,9 +73,8 @@ def content_from_trainer(trainer: MultiTaskTrainer, **overrides: Any) -> ModelCa
     args, state = trainer.args, trainer.state
     repo_id = getattr(trainer, "hub_model_id", None) or args.hub_model_id  # with its owner, once it has been made
     config = getattr(trainer.model, "config", None)  # a module of the user's own need not have one
-    train, evaluated = (
-        (sets if isinstance(sets, Mapping) else {}) for sets in (trainer.train_dataset, trainer.eval_dataset)
-    )
+    train = _rows(trainer.train_dataset, trainer.units)
+    evaluated = _rows(trainer.eval_dataset, trainer.eval_units)
     read: dict[str, Any] = {"tasks": {name: {} for name in {**train, **evaluated}}}
     if isinstance(config, MultiTaskConfig):
         read = {
@@ -96,8 +96,8 @@ def content_from_trainer(trainer: MultiTaskTrainer, **overrides: Any) -> ModelCa
         "hyperparameters": _hyperparameters(args),
         "steps": state.global_step,
         "epochs": state.epoch,
-        "train_rows": {name: _rows(dataset) for name, dataset in train.items()},
-        "eval_rows": {name: _rows(dataset) for name, dataset in evaluated.items()},
+        "train_rows": train,
+        "eval_rows": evaluated,
         "results": results,
         "averages": averages,
         "picture": "training.png" if Path(args.output_dir, "training.png").is_file() else None,
@@ -114,8 +114,10 @@ def _hub_name(name: str) -> str | None:
     return None if not name or Path(name).exists() else name
 
 
-def _rows(dataset: Any) -> int | None:
-    return len(dataset) if has_length(dataset) else None
+def _rows(datasets: Any, units: Mapping[str, Unit]) -> dict[str, int | None]:
+    """The rows of each task, those of a group for all of its tasks."""
+    sizes = {name: len(datasets[name]) if has_length(datasets[name]) else None for name in units}
+    return {task: sizes[name] for name, unit in units.items() for task in unit}
 
 
 def _parts(balancer: Balancer) -> list[Part]:

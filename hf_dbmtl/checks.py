@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, StateDictType
 from transformers import TrainingArguments
 from transformers.debug_utils import DebugOption
-from transformers.training_args import ParallelMode
+from transformers.training_args import OptimizerNames, ParallelMode
 from transformers.utils import is_peft_available, logging
 
 from .collators import LABEL_COLUMNS
@@ -35,7 +35,7 @@ SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
 
 def check_arguments(args: MultiTaskTrainingArguments) -> None:
     """Refuses, by name, the training arguments that cannot mean here what they mean in the stock Trainer."""
-    accelerator_config = args.accelerator_config
+    accelerator_config: Any = args.accelerator_config  # an AcceleratorConfig since `__post_init__`
     layerwise = "layerwise" in args.optim.lower() or "lomo" in args.optim.lower()
     refusals = [
         (
@@ -46,7 +46,7 @@ def check_arguments(args: MultiTaskTrainingArguments) -> None:
         ),
         (
             layerwise,
-            f"optim='{args.optim.value}'",
+            f"optim='{OptimizerNames(args.optim).value}'",
             "it steps inside the backward pass, before the gradients of all tasks are there; use one such as 'adamw_torch'",
         ),
         (args.use_liger_kernel, "use_liger_kernel", "it patches known model classes; apply it to the encoder yourself"),
@@ -161,7 +161,7 @@ def check_unwrapped(model: nn.Module) -> None:
             )
 
 
-def _refuse(refusals: Sequence[tuple[bool, str, str]]) -> None:
+def _refuse(refusals: Sequence[tuple[bool | None, str, str]]) -> None:
     for refused, name, reason in refusals:
         if refused:
             raise ValueError(f"MultiTaskTrainer does not take `{name}`: {reason}.")
@@ -227,22 +227,41 @@ def _check_sharding(accelerator: Accelerator) -> None:
 
 
 def check_loss(model: nn.Module, inputs: Mapping[str, Any], loss: Any) -> None:
-    """Refuses a `loss` that is not a number, naming what is missing or wrong in the batch or the module it came from."""
+    """
+    Refuses a `loss` that is not a number, or for tasks that share their input one for each whose labels are there, naming what
+    is missing or wrong in the batch or the module it came from.
+    """
+    asked, labels = inputs["task"], inputs.get("labels")
+    if isinstance(asked, str):
+        _check_loss(model, asked, labels is not None, loss)
+        return
+    for task in asked:
+        labelled = task in labels if isinstance(labels, Mapping) else labels is not None
+        if labelled or not isinstance(labels, Mapping):
+            _check_loss(model, task, labelled, loss.get(task) if isinstance(loss, Mapping) else None)
+
+
+def _check_loss(model: nn.Module, task: str, labelled: bool, loss: Any) -> None:
     if isinstance(loss, Tensor) and loss.ndim == 0:
         return
-    if isinstance(model, MultiTaskModel) and "labels" not in inputs:
+    if isinstance(model, MultiTaskModel) and not labelled:
         raise ValueError(
-            f"Task '{inputs['task']}': a batch of its rows has no labels. Give every row one in a column 'labels', None or "
+            f"Task '{task}': a batch of its rows has no labels. Give every row one in a column 'labels', None or "
             "-100 where it is missing."
         )
     raise ValueError(
-        f"Task '{inputs['task']}': {type(model).__name__}.forward must return `loss`, a tensor of shape () that is the mean "
+        f"Task '{task}': {type(model).__name__}.forward must return `loss`, a tensor of shape () that is the mean "
         f"over the labelled items, and returned {_kind(loss)}."
     )
 
 
-def check_measured(model: nn.Module, task: str, loss: Tensor, num_items: Any) -> None:
+def check_measured(model: nn.Module, task: str, loss: Tensor | None, num_items: Any) -> None:
     """Refuses a loss that nothing can learn from, and a `num_items` that is not one number."""
+    if loss is None:
+        raise ValueError(
+            f"Task '{task}': a batch of its group has no labels of it. Let `labels` hold a tensor for every task of the group, "
+            "-100 or NaN where a label is missing."
+        )
     if torch.is_grad_enabled() and not loss.requires_grad:
         raise ValueError(
             f"Task '{task}': its loss hangs on no trainable parameter. Return it as it was computed, without `.detach()`, and "

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import nn
 
 from .modeling import MultiTaskModel
+from .trainer_part import TrainerPart
 
 
 __all__ = ["CompilationMixin"]
 
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base  # whose part it becomes
-else:
-    _Base = object
 
-
-class CompilationMixin(_Base):
+class CompilationMixin(TrainerPart):
     """The part of [`MultiTaskTrainer`] that compiles."""
 
-    shared_parameters: Any
     _compile_options: dict[str, Any] | None = None
 
     def create_accelerator_and_postprocess(self) -> None:

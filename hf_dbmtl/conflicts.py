@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .second_look import random_numbers_aside
+from .units import Unit, of_task
 
 
 if TYPE_CHECKING:
@@ -67,29 +68,31 @@ class ConflictCallback(TrainerCallback):
         module.eval()  # the model's own directions, not those of a draw of dropout
         try:
             with random_numbers_aside(trainer.args.device, trainer.args.seed + trainer.state.global_step):
-                gradients = {
-                    task: self._gradient(module, task) for task in trainer.tasks if task in trainer.train_dataset
-                }
+                found = {task: one for unit in trainer.units.values() for task, one in self._gradients(module, unit)}
+                gradients = {task: found[task] for task in trainer.tasks if task in found}
         finally:
             module.train(training)
         unit = {task: one / one.norm().clamp(min=torch.finfo(one.dtype).tiny) for task, one in gradients.items()}
         pairs = itertools.combinations(gradients, 2)
         return {(one, other): (unit[one] @ unit[other]).item() for one, other in pairs}
 
-    def _gradient(self, module: nn.Module, task: str) -> Tensor:
+    def _gradients(self, module: nn.Module, unit: Unit) -> Iterator[tuple[str, Tensor]]:
         trainer = self.trainer
-        dataset = trainer.train_dataset[task]
+        dataset = trainer.train_dataset[unit.name]
         draw = np.random.default_rng([trainer.args.seed, trainer.state.global_step])
         rows = draw.choice(len(dataset), min(self.rows, len(dataset)), replace=False).tolist()
-        batch = trainer._prepare_inputs(trainer.collators[task]([dataset[row] for row in rows]))
+        batch = trainer._prepare_inputs(trainer.collators[unit.name]([dataset[row] for row in rows]))
         parameters = list(trainer.gradients.shared.values())
-        with torch.enable_grad(), trainer.compute_loss_context_manager():
-            loss = trainer.compute_loss(module, {**batch, "task": task})
-        found = (
-            torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else [None] * len(parameters)
-        )
-        flat = [(torch.zeros_like(p) if one is None else one).flatten() for p, one in zip(parameters, found)]
-        return torch.cat([one.to(torch.promote_types(one.dtype, torch.float32)) for one in flat])
+        with torch.enable_grad():
+            with trainer.compute_loss_context_manager():
+                losses = trainer.compute_loss(module, {**batch, "task": unit.asked})
+            for task in unit:
+                loss = of_task(losses, task)
+                found: Sequence[Tensor | None] = [None] * len(parameters)
+                if loss.requires_grad:
+                    found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=unit.is_group)
+                flat = [(torch.zeros_like(p) if one is None else one).flatten() for p, one in zip(parameters, found)]
+                yield task, torch.cat([one.to(torch.promote_types(one.dtype, torch.float32)) for one in flat])
 
 
 def mean_cosines(log_history: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> np.ndarray:

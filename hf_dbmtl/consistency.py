@@ -23,7 +23,7 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def fingerprint(tensor: Tensor) -> int:
     """A number that any change of any bit changes, nearly always: the sum of the bits as integers, modulo 2^64."""
-    return tensor.detach().contiguous().view(INTEGERS[tensor.element_size()]).sum(dtype=torch.int64).item()
+    return int(tensor.detach().contiguous().view(INTEGERS[tensor.element_size()]).sum(dtype=torch.int64).item())
 
 
 def check_same(what: Mapping[str, int], device: torch.device, remedy: str) -> None:
@@ -75,13 +75,15 @@ class ConsistencyCheck(TrainerCallback):
         found = {"the number of steps": state.max_steps, "their first step": state.global_step}
         found["the names and the order of the tasks"] = zlib.crc32(repr(list(trainer.tasks)).encode())
         found["the names of the parameters"] = zlib.crc32(repr(list(trainer.gradients.shared)).encode())
-        for task, dataset in (trainer.train_dataset or {}).items():
-            found[f"the number of rows of task '{task}'"] = len(dataset)
+        datasets = {unit.described: trainer.train_dataset[name] for name, unit in trainer.units.items()}
+        for which, dataset in datasets.items():
+            found[f"the number of rows of {which}"] = len(dataset)
         # apart: what is exchanged below must be as long on every process
-        check_same({"the number of tasks": len(trainer.tasks)}, args.device, SAME_DATA)
+        counts = {"the number of tasks": len(trainer.tasks), "the number of datasets": len(datasets)}
+        check_same(counts, args.device, SAME_DATA)
         check_same(found, args.device, SAME_DATA)
         if args.consistency_check_steps:
-            check_same(_rows(trainer.train_dataset or {}), args.device, SAME_DATA)
+            check_same(_rows(datasets), args.device, SAME_DATA)
             self._check_state()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -113,8 +115,8 @@ SAME_DATA = (
 def _rows(datasets: Mapping[str, Sequence[Any]]) -> dict[str, int]:
     """The first and the last row of every dataset as one number each."""
     return {
-        f"the rows of task '{task}'": zlib.crc32(repr([_plain(dataset[row]) for row in (0, len(dataset) - 1)]).encode())
-        for task, dataset in datasets.items()
+        f"the rows of {which}": zlib.crc32(repr([_plain(dataset[row]) for row in (0, len(dataset) - 1)]).encode())
+        for which, dataset in datasets.items()
     }
 
 

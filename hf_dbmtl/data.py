@@ -1,4 +1,4 @@
-"""Joint batches: every batch holds rows of every task, so that every process works on all tasks in every step."""
+"""Joint batches: every batch holds rows of every unit, so that every process works on all tasks in every step."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["JointBatchSampler", "JointDataset", "rows_per_step"]
 
 class JointDataset(Dataset):
     """
-    The datasets of several tasks behind one another. An item is a pair `(task, example)`.
+    Several datasets behind one another. An item is a pair `(unit, example)`.
 
     Args:
         datasets (`Mapping[str, Dataset]`):
-            A dataset with a length by task.
+            A dataset with a length by unit, the name of a task or of a group of tasks that share it.
         sampler (`JointBatchSampler`, *optional*):
             What `set_epoch` is passed on to. accelerate wraps batch samplers several times over, the more so after a
             resume in the middle of an epoch, and then reaches the dataset only.
@@ -30,7 +30,7 @@ class JointDataset(Dataset):
 
     def __init__(self, datasets: Mapping[str, Any], sampler: JointBatchSampler | None = None):
         self.datasets = dict(datasets)
-        self.tasks = list(self.datasets)
+        self.units = list(self.datasets)
         self.ends = list(itertools.accumulate(len(dataset) for dataset in self.datasets.values()))
         self.sampler = sampler
 
@@ -44,15 +44,15 @@ class JointDataset(Dataset):
         """Fetches the rows of a batch at once, dataset by dataset: `datasets` reads many rows much faster than each."""
         examples = []
         for position, group in itertools.groupby(indices, key=lambda index: bisect.bisect_right(self.ends, index)):
-            task = self.tasks[position]
+            unit = self.units[position]
             start = self.ends[position - 1] if position else 0
-            dataset, rows = self.datasets[task], [index - start for index in group]
+            dataset, rows = self.datasets[unit], [index - start for index in group]
             fetch = getattr(dataset, "__getitems__", None)  # the hook that torch's own fetcher looks for
             try:
-                examples += [(task, one) for one in (fetch(rows) if fetch else [dataset[row] for row in rows])]
+                examples += [(unit, one) for one in (fetch(rows) if fetch else [dataset[row] for row in rows])]
             except OSError as error:
                 raise OSError(
-                    f"Task '{task}': some of the rows {rows} of its dataset cannot be read: {error}"
+                    f"Task '{unit}': some of the rows {rows} of its dataset cannot be read: {error}"
                 ) from error
         return examples
 
@@ -70,14 +70,15 @@ def rows_per_step(
     per_task_batch_size: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     r"""
-    How many rows of each task a step takes, over all its micro-batches and processes: $b_t = \max(1, \mathrm{round}(B T
-    p_t))$ with $p_t \propto n_t^{1/\tau}$ and $B$ = `batch_size` x `parts`.
+    How many rows of each of T units (a task of its own, or a group of tasks that share their rows) a step takes, over all
+    its micro-batches and processes: $b_t = \max(1, \mathrm{round}(B T p_t))$ with $p_t \propto n_t^{1/\tau}$ and $B$ =
+    `batch_size` x `parts`.
 
     Args:
         sizes (`Mapping[str, int]`):
             $n_t$, the number of rows of each dataset.
         batch_size (`int`):
-            The rows of each task in a micro-batch of one process, on average over the tasks.
+            The rows of each unit in a micro-batch of one process, on average over the units.
         parts (`int`, *optional*, defaults to 1):
             The number of micro-batches in a step, over all processes.
         mixing (`str`, *optional*, defaults to `"equal"`):
@@ -85,42 +86,42 @@ def rows_per_step(
         temperature (`float`, *optional*, defaults to 2.0):
             $\tau$ of `mixing="temperature"`.
         per_task_batch_size (`Mapping[str, int]`, *optional*):
-            The rows in a micro-batch of the tasks named, in place of what the mixing gives.
+            The rows in a micro-batch of the units named, in place of what the mixing gives.
 
     Returns:
-        `dict[str, int]`: $b_t$ by task.
+        `dict[str, int]`: $b_t$ by unit.
     """
     exponent = {"equal": 0.0, "proportional": 1.0, "temperature": 1.0 / temperature}[mixing]
-    masses = {task: size**exponent for task, size in sizes.items()}
+    masses = {unit: size**exponent for unit, size in sizes.items()}
     rows = batch_size * parts * len(sizes) / sum(masses.values())
-    mixed = {task: max(1, round(mass * rows)) for task, mass in masses.items()}
-    return mixed | {task: size * parts for task, size in (per_task_batch_size or {}).items()}
+    mixed = {unit: max(1, round(mass * rows)) for unit, mass in masses.items()}
+    return mixed | {unit: size * parts for unit, size in (per_task_batch_size or {}).items()}
 
 
 class JointBatchSampler:
     """
     Yields the micro-batches of joint steps, as lists of indices into a [`JointDataset`]. A step's rows are fixed by the
     seed, the epoch and the step alone and then dealt to its micro-batches, so that 1 process with 8 rows, 2 with 4 and
-    1 with 2 rows and 4 micro-batches see the same steps. Only whole steps are emitted; a task that has run out of rows
+    1 with 2 rows and 4 micro-batches see the same steps. Only whole steps are emitted; a unit that has run out of rows
     begins anew, in a new order, while others go on.
 
     Args:
         sizes (`Mapping[str, int]`):
-            The number of rows of each task's dataset, in the order of the [`JointDataset`].
+            The number of rows of each unit's dataset, in the order of the [`JointDataset`].
         rows (`Mapping[str, int]`):
-            The rows of each task in a step, see [`rows_per_step`].
+            The rows of each unit in a step, see [`rows_per_step`].
         parts (`int`, *optional*, defaults to 1):
             The number of micro-batches in a step, over all processes. Micro-batch i of the epoch goes to process i
             modulo the number of processes (accelerate deals them so).
         strategy (`str`, *optional*, defaults to `"random"`):
-            The order of rows within a task: `"random"`, `"sequential"` or `"group_by_length"`.
+            The order of rows within a unit: `"random"`, `"sequential"` or `"group_by_length"`.
         lengths (`Mapping[str, Sequence[int]]`, *optional*):
-            The length of every row by task, for `"group_by_length"`.
+            The length of every row by unit, for `"group_by_length"`.
         stopping_strategy (`str`, *optional*, defaults to `"all_exhausted"`):
-            An epoch ends when every row of every task has been seen (`"all_exhausted"`), or before any row would be
+            An epoch ends when every row of every unit has been seen (`"all_exhausted"`), or before any row would be
             seen twice (`"first_exhausted"`).
         drop_last (`bool`, *optional*, defaults to `False`):
-            With `"all_exhausted"`, leave out the last step of the epoch where the largest task does not fill it.
+            With `"all_exhausted"`, leave out the last step of the epoch where the largest unit does not fill it.
         seed (`int`, *optional*, defaults to 0):
             The seed of the order.
     """
@@ -139,14 +140,14 @@ class JointBatchSampler:
         seed: int = 0,
     ):
         self.sizes = dict(sizes)
-        self.rows = {task: rows[task] for task in sizes}
+        self.rows = {unit: rows[unit] for unit in sizes}
         self.parts = parts
         self.strategy = strategy
         self.lengths = lengths
         self.drop_last = True  # for accelerate: nothing is to be filled up, every step is whole
         self.seed = seed
         self.epoch = 0
-        whole = [size // self.rows[task] for task, size in self.sizes.items()]
+        whole = [size // self.rows[unit] for unit, size in self.sizes.items()]
         ceiled = [-(-size // self.rows[task]) for task, size in self.sizes.items()]
         if stopping_strategy == "first_exhausted":
             self.steps = max(1, min(whole))
@@ -161,28 +162,28 @@ class JointBatchSampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         starts = [0, *itertools.accumulate(self.sizes.values())]
-        orders = [self._order(task, position) for position, task in enumerate(self.sizes)]
+        orders = [self._order(unit, position) for position, unit in enumerate(self.sizes)]
         for _ in range(self.steps):
             parts: list[list[int]] = [[] for _ in range(self.parts)]
-            for position, task in enumerate(self.sizes):
-                count = self.rows[task]
+            for position, unit in enumerate(self.sizes):
+                count = self.rows[unit]
                 indices = [starts[position] + row for row in itertools.islice(orders[position], count)]
-                # where the rows do not divide, the one more goes by turns: small tasks would crowd into one micro-batch
+                # where the rows do not divide, the one more goes by turns: small units would crowd into one micro-batch
                 shift = position % self.parts
                 cuts = [(j * count + shift) // self.parts for j in range(self.parts + 1)]
                 for part, start, end in zip(parts, cuts, cuts[1:]):
                     part += indices[start:end]
             yield from parts
 
-    def _order(self, task: str, position: int) -> Iterator[int]:
-        """The rows of a task in the order of the epoch, without end."""
-        # another order for every task; torch's generator looks at 32 bits of its seed only, and these are well mixed
+    def _order(self, unit: str, position: int) -> Iterator[int]:
+        """The rows of a unit in the order of the epoch, without end."""
+        # another order for every unit; torch's generator looks at 32 bits of its seed only, and these are well mixed
         (seed,) = np.random.SeedSequence([self.seed, self.epoch, position]).generate_state(1).tolist()
         generator = torch.Generator().manual_seed(seed)
         while True:
             if self.strategy == "sequential":
-                yield from range(self.sizes[task])
+                yield from range(self.sizes[unit])
             elif self.strategy == "group_by_length":
-                yield from get_length_grouped_indices(self.lengths[task], self.rows[task], generator=generator)
+                yield from get_length_grouped_indices(self.lengths[unit], self.rows[unit], generator=generator)
             else:
-                yield from torch.randperm(self.sizes[task], generator=generator).tolist()
+                yield from torch.randperm(self.sizes[unit], generator=generator).tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence, Sized
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
@@ -13,13 +13,18 @@ from .collators import LABEL_COLUMNS, check_alignment
 from .tasks import Task
 
 
-__all__ = ["check_dataset", "check_datasets", "check_names"]
+if TYPE_CHECKING:
+    from .units import Unit
+
+__all__ = ["Lone", "check_dataset", "check_datasets", "check_names", "columns_of", "not_a_dictionary"]
 
 CHUNK = 1000  # rows whose labels are checked at a time
 SAMPLE = 8  # rows whose labels are checked where a label is a map of pixels
 
 
-def check_names(what: str, names: Collection[str], tasks: Sequence[str], complete: bool = False) -> None:
+def check_names(
+    what: str, names: Collection[str], tasks: Sequence[str], complete: bool = False, note: str = ""
+) -> None:
     """
     Compares the task names of a dictionary with those of the model.
 
@@ -32,12 +37,14 @@ def check_names(what: str, names: Collection[str], tasks: Sequence[str], complet
             The names of the tasks.
         complete (`bool`, *optional*, defaults to `False`):
             Whether every task must be among the keys.
+        note (`str`, *optional*):
+            What else a key may be, for the error.
     """
     for name in names:
         if name not in tasks:
             near = difflib.get_close_matches(str(name), tasks, n=1)
             hint = f"did you mean '{near[0]}'?" if near else "rename the key, or add the task to the model."
-            raise ValueError(f"{what} names a task '{name}', and the tasks are {list(tasks)}: {hint}")
+            raise ValueError(f"{what} names a task '{name}', and the tasks are {list(tasks)}: {hint}{note}")
     missing = [task for task in tasks if task not in names]
     if complete and missing:
         raise ValueError(
@@ -46,40 +53,70 @@ def check_names(what: str, names: Collection[str], tasks: Sequence[str], complet
         )
 
 
+class Lone(dict):
+    """A dataset that was given without a name, under the one of the group that it is to be."""
+
+
 def check_datasets(what: str, given: Any) -> dict[str, Any]:
-    """A dictionary of datasets by task, or an error that says what was given instead."""
+    """A dictionary of datasets by name, or an error that says what was given instead."""
     if isinstance(given, Mapping) and given:
         for name in given:
             if not isinstance(name, str) or not name or "/" in name:  # which ends it in the records and the checkpoint
                 raise ValueError(f"{what}: the name of a task is a non-empty string without '/', and not {name!r}.")
         return dict(given)
-    raise TypeError(
-        f"{what} must be a dictionary of one dataset per task, such as {{'mrpc': ..., 'stsb': ...}}, and is "
-        f"{'empty' if isinstance(given, Mapping) else type(given).__name__}."
+    if not isinstance(given, Mapping) and columns_of(given):
+        return Lone({"all": given})
+    raise not_a_dictionary(what, given)
+
+
+def not_a_dictionary(what: str, given: Any) -> TypeError:
+    return TypeError(
+        f"{what} must be a dictionary of one dataset per task, such as {{'mrpc': ..., 'stsb': ...}}, or a dataset with a "
+        f"column of labels named like each task, and is {'empty' if isinstance(given, Mapping) else type(given).__name__}."
     )
+
+
+def columns_of(dataset: Any) -> list[str]:
+    """The columns of a dataset; of one that only its rows tell of, those of the first."""
+    columns: list[str] = []
+    if isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+        columns = list(dataset.column_names or ())
+        if isinstance(dataset, datasets.IterableDataset) or dataset.format["type"] != "custom":
+            return columns
+    if isinstance(dataset, Mapping) or not isinstance(dataset, Sized) or len(dataset) == 0:
+        return columns
+    try:
+        row = dataset[0]  # type: ignore[index]
+    except (
+        IndexError,
+        KeyError,
+        TypeError,
+    ):  # a data frame, a set: what it is will be said by the check of the dataset
+        return columns
+    return [*columns, *row] if isinstance(row, Mapping) else columns
 
 
 def check_dataset(
     split: str,
-    name: str,
+    unit: Unit,
     dataset: Any,
-    task: Task | None,
+    tasks: Mapping[str, Task],
     columns: Collection[str] | None,
 ) -> None:
     """
-    Checks the dataset of a task: that it has rows, inputs the model takes, and labels the task takes.
+    Checks a dataset: that it has rows, inputs the model takes, and labels the tasks take.
 
     Args:
         split (`str`):
             `"train"`, `"eval"` or `"test"`, for the error. A dataset to test on needs no labels.
-        name (`str`):
-            The name of the task.
+        unit ([`Unit`]):
+            The tasks that it feeds.
         dataset (`Dataset`):
             The dataset. The labels are read through here only where that is cheap, for a [`~datasets.Dataset`] without
             a transform (of maps of pixels the first few); others are checked as they are collated.
-        task (`Task`, *optional*):
-            The task whose labels the dataset holds; `None` where they are somebody else's business, that of a user's
-            module or collator.
+        tasks (`Mapping[str, Task]`):
+            The tasks whose labels it holds, none where they are somebody else's business, that of a user's module or
+            collator.
         columns (`Collection[str]`, *optional*):
             The columns that the model takes; `None` if it takes any.
 
@@ -87,7 +124,7 @@ def check_dataset(
         `TypeError`: for what is not a dataset with a length.
         `ValueError`: for a dataset without rows, without inputs or without labels, or with impossible ones.
     """
-    which = f"Task '{name}': its {split} dataset"
+    which = f"{unit}: its {split} dataset"
     if isinstance(dataset, (torch.utils.data.IterableDataset, datasets.IterableDataset)) or not isinstance(
         dataset, Sized
     ):
@@ -106,24 +143,28 @@ def check_dataset(
         raise ValueError(f"{which} is empty. Give it rows, or leave the task out.")
     if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
         return
-    inputs = [column for column in dataset.column_names if column not in LABEL_COLUMNS]
+    labels = unit.tasks if unit.is_group else LABEL_COLUMNS
+    inputs = [column for column in dataset.column_names if column not in labels]
     if columns is not None and not any(column in columns for column in inputs):
         raise ValueError(
             f"{which} has the columns {dataset.column_names}, of which the model takes none as an input. It takes "
             f"{sorted(set(columns) - set(LABEL_COLUMNS))}: tokenize the texts first, rename the columns, or set "
             "`remove_unused_columns=False` where a `data_collator` of yours makes the inputs."
         )
-    if task is not None and not task.self_supervised:
-        _check_labels(split, which, name, dataset, task)
+    for name, task in tasks.items():
+        if not task.self_supervised:
+            _check_labels(split, which, name, dataset, task, [name] if unit.is_group else LABEL_COLUMNS)
 
 
-def _check_labels(split: str, which: str, name: str, dataset: datasets.Dataset, task: Task) -> None:
-    column = next((column for column in LABEL_COLUMNS if column in dataset.column_names), None)
+def _check_labels(
+    split: str, which: str, name: str, dataset: datasets.Dataset, task: Task, columns: Sequence[str]
+) -> None:
+    column = next((column for column in columns if column in dataset.column_names), None)
     if column is None:
         if split != "train":
             return  # a dataset to predict on
         raise ValueError(
-            f"{which} has the columns {dataset.column_names} and none of {list(LABEL_COLUMNS)}: name the column of the "
+            f"{which} has the columns {dataset.column_names} and none of {list(columns)}: name the column of the "
             "labels 'labels', or leave the task out."
         )
     tokens = ["input_ids"] if task.per_token and "input_ids" in dataset.column_names else []

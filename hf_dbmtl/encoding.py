@@ -71,12 +71,13 @@ def _align(words: Sequence[str], labels: Sequence[int] | None, spans: Sequence[t
     word_at: list[int | None] = []
     for index, word in enumerate(words):
         word_at += [index] * len(word) + [None]  # the space behind it
-    aligned, last = [], None
+    aligned: list[int] = []
+    last: int | None = None
     for start, end in spans:
-        word = word_at[end - 1] if end > start else None
-        first = word is not None and word != last
-        aligned.append(labels[word] if first and labels is not None else MISSING)
-        last = last if word is None else word
+        at = word_at[end - 1] if end > start else None
+        first = at is not None and at != last
+        aligned.append(labels[at] if at is not None and first and labels is not None else MISSING)
+        last = last if at is None else at
     return aligned
 
 

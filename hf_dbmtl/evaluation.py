@@ -1,11 +1,11 @@
-"""How the Trainer evaluates and predicts: task by task, and one event with the metrics of all."""
+"""How the Trainer evaluates and predicts: unit by unit, and one event with the metrics of all tasks."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -21,15 +21,20 @@ from .collators import LABEL_COLUMNS
 from .dataset_checks import check_datasets, check_names
 from .metrics import AnswerMetric, default_compute_metrics, main_metric, resolve_metric
 from .repeated_rows import first_rows, new_rows
+from .task_metrics import ByTask, PreprocessByTask
+from .trainer_part import TrainerPart
+from .units import Unit, of_task, units_of
 
 
 __all__ = ["EvaluationMixin"]
 
 
-class EvaluationMixin:
+class EvaluationMixin(TrainerPart):
     """The part of [`MultiTaskTrainer`] that evaluates."""
 
     metrics: dict[str, Callable[[EvalPrediction], dict[str, float]] | None]
+    _unit: Unit  # that is being evaluated
+    _sums: dict[str, tuple[float, float]]  # of its losses and items, by task
     _default_metrics: set[str]  # the tasks that are judged by their kind's
 
     def _set_metrics(self, compute_metrics: Mapping[str, Any] | Callable | None) -> None:
@@ -46,23 +51,30 @@ class EvaluationMixin:
                 self.metrics[name] = None if task is None else default_compute_metrics(task, name)
 
     @contextlib.contextmanager
-    def _serving(self, task: str, dataset: Dataset | None = None) -> Iterator[None]:
-        """Lets the stock Trainer's evaluation work for one task: its metric, its collator, its running sums."""
+    def _serving(self, unit: Unit, dataset: Dataset | None = None) -> Iterator[ByTask]:
+        """Lets the stock Trainer's evaluation work for the tasks of a unit: metrics, collator, running sums."""
         kept = self.compute_metrics, self.data_collator, self.preprocess_logits_for_metrics
-        self.compute_metrics, self.data_collator = self.metrics[task], self.collators[task]
-        if isinstance(self.compute_metrics, AnswerMetric):  # the texts of the answers are not in the batches
-            self.compute_metrics = self.compute_metrics.of_rows(dataset)
-        if task in self._default_metrics and self.preprocess_logits_for_metrics is None:
-            self.preprocess_logits_for_metrics = self.tasks[task].for_metrics
-        self._task, self._loss_sum, self._item_sum = task, 0.0, 0.0
+        metrics = {}
+        for task in unit:
+            metric = self.metrics[task]
+            # the texts of answers are not in the batches
+            metrics[task] = metric.of_rows(dataset) if isinstance(metric, AnswerMetric) else metric
+        by_task = ByTask({task: metric for task, metric in metrics.items() if metric is not None})
+        self.compute_metrics = by_task if by_task.metrics else None
+        self.data_collator = self._collator_of(unit)
+        given = dict.fromkeys(unit, self.preprocess_logits_for_metrics)
+        own = {task: self.tasks[task].for_metrics for task in unit if task in self._default_metrics}
+        preprocess = given if self.preprocess_logits_for_metrics is not None else own
+        self.preprocess_logits_for_metrics = PreprocessByTask(preprocess) if preprocess else None
+        self._unit, self._sums = unit, {task: (0.0, 0.0) for task in unit}
         try:
-            yield
+            yield by_task
         finally:
             self.compute_metrics, self.data_collator, self.preprocess_logits_for_metrics = kept
 
     def evaluate(
         self,
-        eval_dataset: Mapping[str, Dataset] | None = None,
+        eval_dataset: Mapping[str, Dataset] | Dataset | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
@@ -70,7 +82,7 @@ class EvaluationMixin:
         Evaluates every task and reports once.
 
         Args:
-            eval_dataset (`dict[str, Dataset]`, *optional*):
+            eval_dataset (`dict[str, Dataset]` or `Dataset`, *optional*):
                 Overrides the evaluation sets of the Trainer.
             ignore_keys (`list[str]`, *optional*):
                 Keys of the model's output to leave out of the predictions.
@@ -83,14 +95,14 @@ class EvaluationMixin:
         """
         self._memory_tracker.start()
         start = time.time()
-        outputs = self._loop_over_tasks(
+        outputs, whole = self._loop_over_units(
             eval_dataset if eval_dataset is not None else self.eval_dataset,
             "Evaluation",
             ignore_keys,
             metric_key_prefix,
             prediction_loss_only=self.args.prediction_loss_only,
         )
-        metrics = self._merge(outputs, metric_key_prefix, start)
+        metrics = self._merge(outputs, whole, metric_key_prefix, start)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._memory_tracker.stop_and_update_metrics(metrics)
@@ -98,12 +110,13 @@ class EvaluationMixin:
 
     def predict(
         self,
-        test_dataset: Mapping[str, Dataset],
+        test_dataset: Mapping[str, Dataset] | Dataset,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "test",
     ) -> dict[str, PredictionOutput]:
         """
-        Predicts for every task of a dictionary of datasets.
+        Predicts for every task of a dictionary of datasets. One without labels whose key is that of a group of the training
+        is predicted on for all tasks of the group.
 
         Returns:
             `dict[str, PredictionOutput]`: by task its `predictions`, its `label_ids` and, where there were labels, its
@@ -111,8 +124,8 @@ class EvaluationMixin:
         """
         self._memory_tracker.start()
         start = time.time()
-        outputs = self._loop_over_tasks(test_dataset, "Prediction", ignore_keys, metric_key_prefix)
-        metrics = self._merge(outputs, metric_key_prefix, start)
+        outputs, whole = self._loop_over_units(test_dataset, "Prediction", ignore_keys, metric_key_prefix)
+        metrics = self._merge(outputs, whole, metric_key_prefix, start)
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
         self._memory_tracker.stop_and_update_metrics(metrics)
         return {
@@ -120,55 +133,69 @@ class EvaluationMixin:
             for task, output in outputs.items()
         }
 
-    def _loop_over_tasks(
+    def _loop_over_units(
         self,
-        given: Mapping[str, Dataset] | None,
+        given: Mapping[str, Dataset] | Dataset | None,
         description: str,
         ignore_keys: list[str] | None,
         prefix: str,
         prediction_loss_only: bool = False,
-    ) -> dict[str, EvalLoopOutput]:
+    ) -> tuple[dict[str, EvalLoopOutput], dict[str, float]]:
+        """What came of every task, and of the whole: the rows, the batches, the seconds that the model's preparation took."""
         average_buffers(self.model)
         own = given is self.eval_dataset
         if given is None:
             raise ValueError("Evaluation needs an `eval_dataset`, a dictionary of one dataset per task.")
-        given = check_datasets("The dataset to evaluate on", given)
-        check_names("The dataset to evaluate on", given, list(self.tasks))
-        outputs = {}
-        for task, dataset in given.items():
+        given = given if own else check_datasets("The dataset to evaluate on", given)
+        known = {**self.eval_units, **self.units}
+        units = self.eval_units if own else units_of("The dataset to evaluate on", given, list(self.tasks), known)
+        outputs: dict[str, EvalLoopOutput] = {}
+        whole: dict[str, float] = {"samples": 0, "steps": 0}
+        for name, unit in units.items():
+            dataset = given[name]
             if not own:
-                self._check_dataset("test" if description == "Prediction" else "eval", task, dataset)
-            with self._serving(task, dataset):
+                self._check_dataset("test" if description == "Prediction" else "eval", unit, dataset)
+            with self._serving(unit, dataset) as by_task:
                 output = self.evaluation_loop(
-                    self.get_eval_dataloader(task) if own else self.get_test_dataloader(dataset),
-                    description=f"{description} of {task}",
+                    self.get_eval_dataloader(name) if own else self.get_test_dataloader(dataset),
+                    description=f"{description} of {name}",
                     prediction_loss_only=prediction_loss_only or (True if self._needs_loss_only(description) else None),
                     ignore_keys=ignore_keys,
-                    metric_key_prefix=f"{prefix}_{task}",
+                    metric_key_prefix=prefix,
                 )
-                self._exact_loss(output.metrics, f"{prefix}_{task}_loss")
-            outputs[task] = output
-        return outputs
+                losses = self._exact_losses()
+            whole["samples"] += output.num_samples
+            whole["steps"] += math.ceil(output.num_samples / (self.args.eval_batch_size * self.args.world_size))
+            if (preparation := output.metrics.get(f"{prefix}_model_preparation_time")) is not None:
+                whole["preparation"] = preparation
+            for task in unit:
+                found = {**by_task.found.get(task, {}), **({"loss": losses[task]} if task in losses else {})}
+                outputs[task] = EvalLoopOutput(
+                    of_task(output.predictions, task),
+                    of_task(output.label_ids, task),
+                    {f"{prefix}_{task}_{key.removeprefix(f'{prefix}_{task}_')}": value for key, value in found.items()},
+                    output.num_samples,
+                )
+        return outputs, whole
 
     def _needs_loss_only(self, description: str) -> bool:
         """No predictions need gathering where nothing is computed from them."""
         return description == "Evaluation" and self.compute_metrics is None
 
-    def _exact_loss(self, metrics: dict[str, float], key: str) -> None:
-        """The mean over all labelled items in place of the stock Trainer's mean of batch means."""
-        sums = torch.tensor([self._loss_sum, self._item_sum], dtype=torch.float64)
-        total, items = self.accelerator.reduce(sums.to(self.args.device), "sum").tolist()
-        metrics.pop(key, None)
-        if items > 0:
-            metrics[key] = total / items
+    def _exact_losses(self) -> dict[str, float]:
+        """The mean over all labelled items of a task in place of the stock Trainer's mean of batch means, by task."""
+        sums = torch.tensor(list(self._sums.values()), dtype=torch.float64)
+        sums = self.accelerator.reduce(sums.to(self.args.device), "sum").tolist()
+        return {task: total / items for task, (total, items) in zip(self._sums, sums) if items > 0}
 
-    def _merge(self, outputs: Mapping[str, EvalLoopOutput], prefix: str, start: float) -> dict[str, float]:
+    def _merge(
+        self, outputs: Mapping[str, EvalLoopOutput], whole: Mapping[str, float], prefix: str, start: float
+    ) -> dict[str, float]:
         metrics: dict[str, float] = {}
         losses, mains = [], []
+        if "preparation" in whole:
+            metrics[f"{prefix}_model_preparation_time"] = whole["preparation"]
         for task, output in outputs.items():
-            preparation = output.metrics.pop(f"{prefix}_{task}_model_preparation_time", None)
-            if preparation is not None:  # the model's, not the task's
-                metrics[f"{prefix}_model_preparation_time"] = preparation
             metrics |= output.metrics
             losses.append(output.metrics.get(f"{prefix}_{task}_loss"))
             mains.append(self._main_value(task, output.metrics, f"{prefix}_{task}_"))
@@ -176,10 +203,7 @@ class EvaluationMixin:
             present = [value for value in values if value is not None]
             if present:
                 metrics[f"{prefix}_{key}"] = fmean(present)
-        samples = sum(output.num_samples for output in outputs.values())
-        rows = self.args.eval_batch_size * self.args.world_size
-        steps = sum(math.ceil(output.num_samples / rows) for output in outputs.values())
-        return metrics | speed_metrics(prefix, start, num_samples=samples, num_steps=steps)
+        return metrics | speed_metrics(prefix, start, num_samples=int(whole["samples"]), num_steps=int(whole["steps"]))
 
     def _main_value(self, task: str, metrics: Mapping[str, float], own: str) -> float | None:
         """The task's main metric: as declared, else its kind's, else the first that its function gives."""
@@ -202,37 +226,58 @@ class EvaluationMixin:
         inputs: dict[str, Any],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, Tensor | tuple[Tensor, ...] | None, Tensor | tuple[Tensor, ...] | None]:
-        """One evaluation step of the task that is being evaluated: its loss, logits and labels, each where there is one."""
-        inputs = self._prepare_inputs(inputs)
-        names = self.label_names or [name for name in LABEL_COLUMNS if name in inputs][:1]
-        labels = tuple(inputs[name].detach() for name in names if inputs.get(name) is not None)
-        named = {**inputs, "task": self._task}  # the task's name, whatever columns there are
+    ) -> tuple[Tensor | None, dict[str, Any] | None, dict[str, Any] | None]:
+        """
+        One evaluation step of the unit that is being evaluated: the mean loss of its tasks, and their logits and labels by
+        task, each where there is one.
+        """
+        inputs, unit = self._prepare_inputs(inputs), self._unit
+        labels = self._labels(inputs)
+        named = {**inputs, "task": unit.asked}  # the task's name, whatever columns there are
         ignored = {"loss", "num_items", *(ignore_keys or self._ignored_keys())}
         loss = None
         with torch.no_grad(), self.compute_loss_context_manager():
             if labels:
-                loss, outputs = self.compute_loss(model, named, return_outputs=True)
-                self._add_loss(model, named, loss, float(self._num_items(outputs, inputs)))
+                losses, outputs = self.compute_loss(model, named, return_outputs=True)
+                loss = torch.stack([of_task(losses, task) for task in labels]).mean()
+                self._add_losses(model, inputs, list(labels), losses, outputs)
             else:
                 outputs = model(**named)
         if prediction_loss_only:
             return loss, None, None
-        entries = outputs.items() if isinstance(outputs, Mapping) else vars(outputs).items()
-        logits = tuple(value.detach() for key, value in entries if key not in ignored and isinstance(value, Tensor))
-        return loss, _unpack(logits), _unpack(labels)
+        entries = [
+            (key, value)
+            for key, value in (outputs.items() if isinstance(outputs, Mapping) else vars(outputs).items())
+            if key not in ignored
+        ]
+        logits = {}
+        for task in unit:
+            own = (of_task(value, task) for _, value in entries if isinstance(value, Mapping) == unit.is_group)
+            logits[task] = _unpack(tuple(one.detach() for one in own if isinstance(one, Tensor)))
+        return loss, logits, labels or None
 
-    def _add_loss(self, model: nn.Module, named: dict[str, Any], loss: Tensor, items: float) -> None:
-        """Adds the loss of a batch to the sum, without the rows that fill up the last batch of several processes."""
-        rows = find_batch_size(named) or 0
+    def _labels(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The labels in a batch by task, of those tasks that have any."""
+        if self._unit.is_group:
+            return {task: one.detach() for task, one in (inputs.get("labels") or {}).items() if task in self._unit}
+        names = self.label_names or [name for name in LABEL_COLUMNS if name in inputs][:1]
+        labels = tuple(inputs[name].detach() for name in names if inputs.get(name) is not None)
+        return {self._unit.name: _unpack(labels)} if labels else {}
+
+    def _add_losses(
+        self, model: nn.Module, inputs: dict[str, Any], tasks: Sequence[str], losses: Any, outputs: Any
+    ) -> None:
+        """Adds the losses of a batch to the sums, without the rows that fill up the last batch of several processes."""
+        rows = find_batch_size(inputs) or 0
         count = new_rows(self.accelerator, rows)
         if count is not None:  # on all processes: FSDP wants a forward pass of all or of none
-            part = first_rows(named, rows, max(count, 1))
-            loss, outputs = self.compute_loss(model, part, return_outputs=True)
-            items = float(self._num_items(outputs, part)) if count else 0.0
-        if items:
-            self._loss_sum += items * loss.item()
-            self._item_sum += items
+            inputs = first_rows(inputs, rows, max(count, 1))
+            losses, outputs = self.compute_loss(model, {**inputs, "task": self._unit.asked}, return_outputs=True)
+        for task in tasks:
+            items = float(self._num_items(outputs, inputs, task)) if count != 0 else 0.0
+            if items:
+                total, so_far = self._sums[task]
+                self._sums[task] = (total + items * of_task(losses, task).item(), so_far + items)
 
     def _ignored_keys(self) -> list[str]:
         config = getattr(self.model, "config", None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -99,7 +101,7 @@ class MaskedLanguageModelingHead(nn.Module):
         self._encoder = (encoder,)  # in a tuple: not a submodule, whose parameters would count as the head's
 
     def forward(self, seen: Tensor) -> Tensor:
-        weight = self._encoder[0].get_input_embeddings().weight
+        weight: Any = self._encoder[0].get_input_embeddings().weight
         grown = weight.shape[0] - self.bias.shape[0]  # `resize_token_embeddings` does not know the bias
         return F.linear(self.dropout(self.transform(seen)), weight, F.pad(self.bias, (0, grown)))
 

@@ -13,6 +13,7 @@ from transformers.trainer_utils import HubStrategy
 from .card_from_trainer import content_from_trainer
 from .model_card import create_model_card
 from .plots import logged_tasks, plot_training
+from .trainer_part import TrainerPart
 
 
 __all__ = ["HubMixin"]
@@ -20,11 +21,8 @@ __all__ = ["HubMixin"]
 PICTURE = "training.png"
 
 
-class HubMixin:
+class HubMixin(TrainerPart):
     """The part of [`MultiTaskTrainer`] that writes the card and completes what is pushed."""
-
-    args: Any
-    state: Any
 
     def create_model_card(
         self,

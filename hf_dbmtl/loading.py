@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import datasets
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer_utils import RemoveColumnsCollator, seed_worker
@@ -15,9 +16,12 @@ from transformers.utils import logging
 
 from .collators import LABEL_COLUMNS, CheckedCollator, JointCollator, TaskCollator, input_collator
 from .data import JointBatchSampler, JointDataset, rows_per_step
-from .dataset_checks import check_dataset, check_names
+from .dataset_checks import Lone, check_dataset, check_names
+from .group_collator import GroupCollator
 from .modeling import MultiTaskModel
 from .tasks import Task
+from .trainer_part import TrainerPart
+from .units import Unit, units_of
 
 
 __all__ = ["LoadingMixin"]
@@ -25,19 +29,28 @@ __all__ = ["LoadingMixin"]
 logger = logging.get_logger(__name__)
 
 
-class LoadingMixin:
+class LoadingMixin(TrainerPart):
     """The part of [`MultiTaskTrainer`] that deals with datasets."""
 
     tasks: dict[str, Task | None]
-    collators: dict[str, Callable]
-    _own_collators: list[str]  # the tasks whose collator the user gave
+    units: dict[str, Unit]  # what is trained on: which tasks each training set feeds, in the order of the tasks
+    collators: dict[str, Callable]  # by unit
+    _collated: dict[str, Unit]  # the units that these are for
+    eval_units: dict[str, Unit]  # the same of the evaluation sets, in their order
+    _own_collators: list[str]  # the units whose collator the user gave
 
     def _declare_tasks(self) -> None:
-        """The tasks by name: those the model declares, or for a user's module those the datasets name."""
+        """The tasks by name, and what feeds them: those the model declares, or for a user's module the datasets name."""
+        given = self.train_dataset or self.eval_dataset or {}
         if isinstance(self.model, MultiTaskModel):
             self.tasks = dict(self.model.tasks)
         else:
-            self.tasks = dict.fromkeys(self.train_dataset or self.eval_dataset or ())
+            named = getattr(self.model, "tasks", ())
+            names = list(named) if isinstance(named, (Mapping, list, tuple, nn.ModuleDict)) else []
+            self.tasks = dict.fromkeys(given)
+            if names or isinstance(given, Lone):
+                fed = units_of("`train_dataset`" if self.train_dataset else "`eval_dataset`", given, names).values()
+                self.tasks = dict.fromkeys(name for name in names if any(name in unit for unit in fed))
             parameters = inspect.signature(self.model.forward).parameters
             takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
             # those of transformers let unknown keywords pass unread: every task would train the same head
@@ -47,40 +60,61 @@ class LoadingMixin:
                     "`forward(task=..., **batch)`. A transformers model becomes the encoder of several tasks by "
                     "`MultiTaskModel.from_encoder(encoder, tasks={...})`."
                 )
-        for what, given, complete in (
-            ("`train_dataset`", self.train_dataset, True),
-            ("`eval_dataset`", self.eval_dataset, False),
-            ("`task_weights`", self.args.task_weights, False),
-            ("`task_lr_multipliers`", self.args.task_lr_multipliers, False),
-            ("`per_task_batch_size`", self.args.per_task_batch_size, False),
+        tasks = list(self.tasks)
+        units = {} if self.train_dataset is None else units_of("`train_dataset`", self.train_dataset, tasks)
+        self.units = dict(sorted(units.items(), key=lambda entry: tasks.index(entry[1][0])))
+        self.eval_units = {} if self.eval_dataset is None else units_of("`eval_dataset`", self.eval_dataset, tasks)
+        if self.train_dataset is not None:
+            fed = [task for unit in units.values() for task in unit]
+            check_names("`train_dataset`", fed, tasks, complete=True)
+        for what, named in (
+            ("`task_weights`", self.args.task_weights),
+            ("`task_lr_multipliers`", self.args.task_lr_multipliers),
         ):
-            if given is not None:
-                check_names(what, given, list(self.tasks), complete)
+            check_names(what, named or (), tasks)
+        check_names("`per_task_batch_size`", self.args.per_task_batch_size or (), list(self.units) or tasks)
 
     def _set_collators(self, data_collator: Mapping[str, Callable] | Callable | None) -> None:
-        given = data_collator if isinstance(data_collator, Mapping) else dict.fromkeys(self.tasks, data_collator)
-        check_names("`data_collator`", given, list(self.tasks))
-        self._own_collators = [task for task in self.tasks if given.get(task) is not None]
-        for task in self._own_collators:
-            if not callable(given[task]) or isinstance(given[task], type):
+        alone = {task: Unit.alone(task) for task in self.tasks}
+        self._collated = {**alone, **self.eval_units, **self.units}
+        given = data_collator if isinstance(data_collator, Mapping) else dict.fromkeys(self._collated, data_collator)
+        check_names("`data_collator`", given, list(self._collated))
+        self._own_collators = [unit for unit in self._collated if given.get(unit) is not None]
+        for unit in self._own_collators:
+            if not callable(given[unit]) or isinstance(given[unit], type):
                 raise TypeError(
-                    f"Task '{task}': its `data_collator` must be a function or an object that makes a batch of a list "
-                    f"of rows, and is {given[task]!r}."
+                    f"{self._collated[unit]}: its `data_collator` must be a function or an object that makes a batch of a "
+                    f"list of rows, and is {given[unit]!r}."
                 )
-        self.collators = {task: self._collator(task, given.get(task)) for task in self.tasks}
+            grouped = next((group for group in self.units.values() if group.is_group and unit in group.tasks), None)
+            if isinstance(data_collator, Mapping) and grouped is not None and unit not in self.eval_units:
+                raise ValueError(
+                    f"`data_collator` has one for the task '{unit}', whose rows are those of the group '{grouped.name}': give "
+                    f"it under that name."
+                )
+        self._given_collators = given
+        self.collators = {name: self._collator(unit) for name, unit in self._collated.items()}
 
-    def _collator(self, task: str, given: Callable | None) -> Callable:
-        declared, columns = self.tasks[task], self._columns()
-        if declared is None:
-            collator = given or input_collator(self.processing_class)
-        elif given is None:
+    def _collator_of(self, unit: Unit) -> Callable:
+        """What makes batches of the rows of a unit, which need not be one of those the Trainer was made with."""
+        return self.collators[unit.name] if self._collated.get(unit.name) == unit else self._collator(unit)
+
+    def _collator(self, unit: Unit) -> Callable:
+        declared = {task: self.tasks[task] for task in unit if self.tasks[task] is not None}
+        columns, given = self._columns(), self._given_collators.get(unit.name)
+        if given is not None:
+            collator = CheckedCollator(unit, declared, given) if declared else given
+        elif unit.is_group:
+            collator = GroupCollator(unit.name, {task: self.tasks[task] for task in unit}, self.processing_class)
+        elif not declared:
+            collator = input_collator(self.processing_class)
+        else:
             args = self.args
             seed = args.seed if args.data_seed is None else args.data_seed
-            collator = TaskCollator(task, declared, self.processing_class, seed)
-        else:
-            collator = CheckedCollator(task, declared, given)
+            collator = TaskCollator(unit.name, declared[unit.name], self.processing_class, seed)
         if columns is None:
             return collator
+        columns = [*columns, *unit] if unit.is_group else columns
         return RemoveColumnsCollator(collator, columns, logger=logger, model_name=type(self.model).__name__)
 
     def _columns(self) -> list[str] | None:
@@ -97,18 +131,22 @@ class LoadingMixin:
         return [name for name in dict.fromkeys([*names, *self.label_names, *LABEL_COLUMNS]) if name != "task"]
 
     def _check_data(self) -> None:
-        for split, given in (("train", self.train_dataset), ("eval", self.eval_dataset)):
-            for task, dataset in (given or {}).items():
-                self._check_dataset(split, task, dataset)
+        for split, given, units in (
+            ("train", self.train_dataset, self.units),
+            ("eval", self.eval_dataset, self.eval_units),
+        ):
+            for unit in units.values():
+                self._check_dataset(split, unit, given[unit.name])
         if self.args.train_sampling_strategy == "group_by_length":
-            for task in self.train_dataset or ():
-                self._length_column(task)
+            for unit in self.units:
+                self._length_column(unit)
 
-    def _check_dataset(self, split: str, task: str, dataset: Any) -> None:
-        if task in self._own_collators:  # which may make inputs of texts, and labels of whatever there is
-            check_dataset(split, task, dataset, None, self._columns())
+    def _check_dataset(self, split: str, unit: Unit, dataset: Any) -> None:
+        if unit.name in self._own_collators:  # which may make inputs of texts, and labels of whatever there is
+            check_dataset(split, unit, dataset, {}, self._columns())
         else:
-            check_dataset(split, task, dataset, self.tasks[task], self._accepted_columns())
+            declared = {task: self.tasks[task] for task in unit if self.tasks[task] is not None}
+            check_dataset(split, unit, dataset, declared, self._accepted_columns())
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
         return data_collator  # which does so already, by what the encoder takes and not the model around it
@@ -117,19 +155,20 @@ class LoadingMixin:
         columns = self._columns()
         if columns is None or dataset.format["type"] == "custom":  # a transform makes the columns as they are read
             return dataset
-        return dataset.remove_columns([column for column in dataset.column_names if column not in columns])
+        kept = {*columns, *self.tasks}  # a task of a group has its labels in a column of its name
+        return dataset.remove_columns([column for column in dataset.column_names if column not in kept])
 
     def get_train_dataloader(self) -> DataLoader:
-        """The loader of joint batches, `{task: batch}`. A lone task of a lone process is dealt as in the stock one."""
+        """The loader of joint batches, `{unit: batch}`. A lone task of a lone process is dealt as in the stock one."""
         if self.train_dataset is None:
             raise ValueError("Training needs a `train_dataset`, a dictionary of one dataset per task.")
         train = {}
-        for task in self.tasks:
-            dataset = self.train_dataset[task]
-            train[task] = self._remove_unused_columns(dataset) if isinstance(dataset, datasets.Dataset) else dataset
+        for unit in self.units:
+            dataset = self.train_dataset[unit]
+            train[unit] = self._remove_unused_columns(dataset) if isinstance(dataset, datasets.Dataset) else dataset
         args = self.args
         options: dict[str, Any] = {
-            "collate_fn": JointCollator(self.collators),
+            "collate_fn": JointCollator({unit: self.collators[unit] for unit in train}),
             "num_workers": args.dataloader_num_workers,
             "pin_memory": args.dataloader_pin_memory,
             "persistent_workers": args.dataloader_persistent_workers,
@@ -139,10 +178,10 @@ class LoadingMixin:
             "worker_init_fn": partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
         }
         sampler = None
-        if len(train) == 1 and self.accelerator.num_processes == 1:
-            (task,) = train
-            options["sampler"] = self._get_train_sampler(self.train_dataset[task])
-            options["batch_size"] = (args.per_task_batch_size or {}).get(task, self._train_batch_size)
+        if len(self.tasks) == 1 and self.accelerator.num_processes == 1:
+            (unit,) = train
+            options["sampler"] = self._get_train_sampler(self.train_dataset[unit])
+            options["batch_size"] = (args.per_task_batch_size or {}).get(unit, self._train_batch_size)
             options["drop_last"] = args.dataloader_drop_last
         else:
             options["batch_sampler"] = sampler = self._joint_sampler()
@@ -151,7 +190,7 @@ class LoadingMixin:
     def _joint_sampler(self) -> JointBatchSampler:
         args = self.args
         parts = args.gradient_accumulation_steps * self.accelerator.num_processes
-        sizes = {task: len(self.train_dataset[task]) for task in self.tasks}
+        sizes = {unit: len(self.train_dataset[unit]) for unit in self.units}
         rows = rows_per_step(
             sizes, self._train_batch_size, parts, args.mixing, args.mixing_temperature, args.per_task_batch_size
         )
@@ -161,27 +200,27 @@ class LoadingMixin:
             rows,
             parts,
             args.train_sampling_strategy,
-            {task: self._lengths(task) for task in self.tasks} if by_length else None,
+            {unit: self._lengths(unit) for unit in self.units} if by_length else None,
             args.stopping_strategy,
             args.dataloader_drop_last,
             args.seed if args.data_seed is None else args.data_seed,
         )
 
-    def _lengths(self, task: str) -> Sequence[int]:
-        dataset, column = self.train_dataset[task], self._length_column(task)
+    def _lengths(self, unit: str) -> Sequence[int]:
+        dataset, column = self.train_dataset[unit], self._length_column(unit)
         if column == self.args.length_column_name:
             return dataset[column][:]
         return [len(dataset[row][column]) for row in range(len(dataset))]
 
-    def _length_column(self, task: str) -> str:
-        """What tells how long a task's rows are: their `length_column_name`, or else the model's main input."""
-        dataset, column = self.train_dataset[task], self.args.length_column_name
+    def _length_column(self, unit: str) -> str:
+        """What tells how long a unit's rows are: their `length_column_name`, or else the model's main input."""
+        dataset, column = self.train_dataset[unit], self.args.length_column_name
         if isinstance(dataset, datasets.Dataset) and column in dataset.column_names:
             return column
         main_input = self.processing_class.model_input_names[0] if self.processing_class is not None else "input_ids"
         if main_input not in dataset[0]:
             raise ValueError(
-                f"Task '{task}': its rows cannot be grouped by length, since they have neither '{main_input}' nor a "
+                f"{self.units[unit]}: its rows cannot be grouped by length, since they have neither '{main_input}' nor a "
                 f"column '{column}' (`length_column_name`). Add one, or choose another `train_sampling_strategy`."
             )
         return main_input

@@ -204,7 +204,7 @@ def _task_row(content: ModelCardContent, name: str, main: str | None) -> list[st
 def _result_row(content: ModelCardContent, name: str, main: str | None) -> list[str]:
     metrics, baseline = content.results[name], content.baselines.get(name, {})
     others = ", ".join(f"{metric} {_number(value)}" for metric, value in metrics.items() if metric != main)
-    cells = [name, main or "", _number(metrics.get(main)), _number(baseline.get(main)), others]
+    cells = [name, main or "", _number(metrics.get(main or "")), _number(baseline.get(main or "")), others]
     return [_markdown(cell) for cell in cells]
 
 

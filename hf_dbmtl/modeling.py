@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -49,18 +50,19 @@ class MultiTaskOutput(ModelOutput):
 
     Args:
         loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` is given):
-            The task's mean loss over its labelled items, in the scale of the task.
-        logits (`torch.Tensor`, or `dict[str, torch.Tensor]` when no task was named):
+            The task's mean loss over its labelled items, in the scale of the task. A dictionary by task where several were
+            named.
+        logits (`torch.Tensor`, or `dict[str, torch.Tensor]` when no task was named, or several):
             Of the shape that the kind of task says: `(batch, num_labels)`, or `(batch, length, num_labels)` at token level.
         num_items (`torch.Tensor` of shape `()`, *optional*, returned when `labels` is given):
-            How many labelled items `loss` is the mean over.
+            How many labelled items `loss` is the mean over. A dictionary by task where several were named.
         hidden_states (`tuple[torch.Tensor]`, *optional*): the encoder's, where asked for.
         attentions (`tuple[torch.Tensor]`, *optional*): the encoder's, where asked for.
     """
 
-    loss: Tensor | None = None
+    loss: Tensor | dict[str, Tensor] | None = None
     logits: Tensor | dict[str, Tensor] | None = None
-    num_items: Tensor | None = None
+    num_items: Tensor | dict[str, Tensor] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -214,41 +216,49 @@ class MultiTaskModel(AdapterMixin, PreTrainedModel):
         return model.train(encoder.training)
 
     @can_return_tuple
-    def forward(self, task: str | None = None, labels: Tensor | None = None, **inputs: Any) -> MultiTaskOutput:
+    def forward(
+        self,
+        task: str | Sequence[str] | None = None,
+        labels: Tensor | Mapping[str, Tensor] | None = None,
+        **inputs: Any,
+    ) -> MultiTaskOutput:
         """
         Args:
-            task (`str`, *optional*):
-                The task whose head runs; `None` runs all of them on one pass of the encoder.
-            labels (`torch.Tensor`, *optional*):
-                Labels of the task, as [`Task.label_tensor`] makes them.
+            task (`str` or `Sequence[str]`, *optional*):
+                The task whose head runs, or several that share one pass of the encoder; `None` runs all of them.
+            labels (`torch.Tensor` or `Mapping[str, torch.Tensor]`, *optional*):
+                Labels of the task, as [`Task.label_tensor`] makes them; of several tasks by name.
             inputs:
                 What the encoder takes: `input_ids`, `attention_mask`, `pixel_values`, `output_hidden_states`, ...
 
         Raises:
             `ValueError`: an unknown task, labels without a task, or labels whose shape does not fit the logits.
         """
-        if task is None and labels is not None:
-            raise ValueError("labels belong to a task: pass task=... with them.")
-        names = list(self.tasks) if task is None else [self._known(task)]
+        alone = isinstance(task, str)
+        names = list(self.tasks) if task is None else [self._known(one) for one in ([task] if alone else task)]
+        by_name = _by_name(task, names, labels)
         outputs = self.encoder(**flatten_choices(inputs), return_dict=True)
         seen = {
             level: features(level, outputs, self.config.pooling, inputs, self.config.encoder)
             for level in {self.heads[name].level for name in names}
         }
         logits = {name: self.heads[name](seen[self.heads[name].level]) for name in names}
-        loss = num_items = None
-        if labels is not None:
-            try:
-                loss, num_items = self.tasks[task].loss(logits[task], labels)
-            except ValueError as error:
-                raise ValueError(f"Task {task!r}: {error}") from error
+        measured = {name: self._loss(name, logits[name], by_name[name]) for name in names if name in by_name}
+        loss = {name: one for name, (one, _) in measured.items()} or None
+        num_items = {name: items for name, (_, items) in measured.items()} or None
         return MultiTaskOutput(
-            loss=loss,
-            logits=logits if task is None else logits[task],
-            num_items=num_items,
+            loss=loss[task] if alone and loss else loss,
+            logits=logits[task] if alone else logits,
+            num_items=num_items[task] if alone and num_items else num_items,
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
+
+    def _loss(self, name: str, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            return self.tasks[name].loss(logits, labels)
+        except ValueError as error:
+            raise ValueError(f"Task {name!r}: {error}") from error
 
     def add_task(self, name: str, task: Task) -> None:
         """
@@ -295,6 +305,25 @@ class MultiTaskModel(AdapterMixin, PreTrainedModel):
         if task not in self.tasks:
             raise ValueError(f"Unknown task {task!r}: this model has {', '.join(map(repr, self.tasks))}.")
         return task
+
+
+def _by_name(task: Any, names: list[str], labels: Any) -> dict[str, Tensor]:
+    """The labels of a forward pass by task."""
+    if labels is None:
+        return {}
+    if task is None:
+        raise ValueError("labels belong to a task: pass task=... with them.")
+    if isinstance(task, str) and not isinstance(labels, Mapping):
+        return {task: labels}
+    if isinstance(task, str) or not isinstance(labels, Mapping):
+        raise ValueError(
+            f"task={task!r} and labels of type {type(labels).__name__} do not go together: one task takes a tensor, several "
+            "in a list take a dictionary of tensors by task."
+        )
+    for name in labels:
+        if name not in names:
+            raise ValueError(f"labels hold {name!r}, which is none of the tasks asked for, {names}.")
+    return dict(labels)
 
 
 def _auto_class(config: PreTrainedConfig) -> type:

@@ -10,16 +10,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .checks import check_unwrapped
 from .modeling import MultiTaskModel
+from .trainer_part import TrainerPart
 from .training_args import MultiTaskTrainingArguments
 
 
 __all__ = ["PartsMixin", "freeze", "hold_batch_norm"]
 
 
-class PartsMixin:
+class PartsMixin(TrainerPart):
     """The part of [`MultiTaskTrainer`] that deals with the parts of the model."""
 
-    args: MultiTaskTrainingArguments
     _peft_config: Any
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
@@ -42,11 +42,12 @@ class PartsMixin:
         args = self.args
         if not args.multiplies_learning_rates:
             return
+        multipliers: Any = args.task_lr_multipliers or {}
         shared, heads = self._split_parameters()
         of = dict.fromkeys(shared.values(), args.encoder_lr_multiplier)
         for name, parameter in heads.items():
             _, task, *_ = f"{name}..".split(".")  # heads.mrpc.linear.weight
-            of[parameter] = args.heads_lr_multiplier * (args.task_lr_multipliers or {}).get(task, 1.0)
+            of[parameter] = args.heads_lr_multiplier * multipliers.get(task, 1.0)
         groups = []
         for group in optimizer.param_groups:
             for multiplier in dict.fromkeys(of.values()):
@@ -71,7 +72,7 @@ def freeze(model: nn.Module, args: MultiTaskTrainingArguments) -> nn.Module:
     if args.freeze_encoder:
         model.encoder.requires_grad_(False)
     elif args.freeze_layers:
-        _freeze_layers(model.encoder, args.freeze_layers)
+        _freeze_layers(model.get_submodule("encoder"), args.freeze_layers)
     if args.freeze_batch_norm:
         for module in _batch_norms(model):
             module.requires_grad_(False)

@@ -153,7 +153,7 @@ def _panel(axes: Axes, curves: Mapping[str, Curve], looks: Mapping[str, tuple[st
     hidden = _coincide(curves)
     for position, (task, (steps, values)) in enumerate(curves.items()):
         color, dash = looks[task]
-        marker = {"marker": "o", "markersize": 3.5} if len(steps) <= FEW_POINTS and not hidden else {}
+        marker: dict[str, Any] = {"marker": "o", "markersize": 3.5} if len(steps) <= FEW_POINTS and not hidden else {}
         if hidden:  # equal curves would lie under the last one: share the line out in turns
             dash = (6.0 * position, (6.0, 6.0 * (len(curves) - 1)))
         elif window > 1:
@@ -211,8 +211,10 @@ def _moving_mean(values: np.ndarray, window: int, geometric: bool) -> np.ndarray
 
 
 def _coincide(curves: Mapping[str, Curve]) -> bool:
-    first, *others = curves.values() or [None]
-    return bool(others) and all(
+    if len(curves) < 2:
+        return False
+    first, *others = curves.values()
+    return all(
         len(steps) == len(first[0]) and np.array_equal(steps, first[0]) and np.allclose(values, first[1], rtol=1e-3)
         for steps, values in others
     )

@@ -25,11 +25,12 @@ def new_rows(accelerator: Accelerator, rows: int) -> int | None:
 
 
 def first_rows(batch: Mapping[str, Any], rows: int, count: int) -> dict[str, Any]:
-    """The first `count` of the `rows` of a batch."""
-    return {
-        name: value[:count]
-        if (isinstance(value, Tensor) and value.ndim and len(value) == rows)
-        or (isinstance(value, list) and len(value) == rows)
-        else value
-        for name, value in batch.items()
-    }
+    """The first `count` of the `rows` of a batch, labels by task included."""
+    return {name: _first(value, rows, count) for name, value in batch.items()}
+
+
+def _first(value: Any, rows: int, count: int) -> Any:
+    if isinstance(value, Mapping):
+        return first_rows(value, rows, count)
+    sized = (isinstance(value, Tensor) and value.ndim) or isinstance(value, list)
+    return value[:count] if sized and len(value) == rows else value

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -18,19 +18,15 @@ from transformers.utils import logging
 
 from .buffers import average_buffers
 from .manifest import MANIFEST_NAME, UNLISTED, checkpoints, last_whole_checkpoint, what_is_wrong, write_manifest
+from .trainer_part import TrainerPart
 
 
 __all__ = ["SavingMixin"]
 
 logger = logging.get_logger(__name__)
 
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base  # whose part it becomes
-else:
-    _Base = object
 
-
-class SavingMixin(_Base):
+class SavingMixin(TrainerPart):
     """The part of [`MultiTaskTrainer`] that decides which checkpoint is good."""
 
     _put_off: int | None = None  # the `save_total_limit` that is to hold once the checkpoint being written is whole

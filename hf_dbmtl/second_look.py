@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, set_seed
 
+from .trainer_part import TrainerPart
+
 
 __all__ = ["AfterOptimizerStep", "SecondLookMixin", "random_numbers_aside"]
 
@@ -34,7 +36,7 @@ class AfterOptimizerStep(TrainerCallback):
             pending()
 
 
-class SecondLookMixin:
+class SecondLookMixin(TrainerPart):
     """The part of [`MultiTaskTrainer`] that looks again."""
 
     @torch.no_grad()
@@ -47,13 +49,15 @@ class SecondLookMixin:
         if self.accelerator.optimizer_step_was_skipped:
             return
         module = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
-        batches = self._batches_of(micro_batches)
+        batches = self._batches_of(micro_batches, self.units)
+        row = {task: position for position, task in enumerate(self.tasks)}
         sums = torch.zeros(len(self.tasks), 2, dtype=torch.float64)
         with random_numbers_aside(self.args.device, self._seed_of_step()):
-            for row, task in enumerate(self.tasks):
-                for loss, items in [self._losses_and_items(module, [task], batch)[task] for batch in batches(task)]:
-                    if items > 0:
-                        sums[row] += torch.stack([items * loss, items]).cpu()
+            for name, unit in self.units.items():
+                for measured in [self._losses_and_items(module, unit, batch) for batch in batches(name)]:
+                    for task, (loss, items) in measured.items():
+                        if items > 0:
+                            sums[row[task]] += torch.stack([items * loss, items]).cpu()
         if self.args.world_size > 1:
             sums = self.accelerator.reduce(sums.to(self.args.device), "sum")
         found = zip(self.tasks, sums.tolist())

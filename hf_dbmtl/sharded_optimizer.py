@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimi
 
 __all__ = ["load_sharded_optimizer"]
 
+WRAPPER = "_checkpoint_wrapped_module."  # which activation checkpointing puts into names
+
 
 def load_sharded_optimizer(
     folder: str, accelerator: Accelerator, optimizer: torch.optim.Optimizer, model: nn.Module
@@ -20,7 +23,7 @@ def load_sharded_optimizer(
     """
     Reads what accelerate's `save_fsdp_optimizer` has written, as a whole state in one file. A parameter that no task has
     reached has no state there, from which accelerate's own function concludes that the file is not the optimizer's; here it
-    has none afterwards either.
+    has none afterwards either. The same for an optimizer that keeps nothing, such as SGD without momentum.
 
     Args:
         folder (`str`):
@@ -31,16 +34,37 @@ def load_sharded_optimizer(
             The optimizer.
         model (`torch.nn.Module`):
             The sharded model.
+
+    Raises:
+        `ValueError`: on every process, where the first one cannot read the file: the others would wait for it for ever.
     """
-    names: list[list[str]] = [[]]
-    state = {}
+    path = os.path.join(folder, "optimizer.bin")
+    state: dict[str, Any] = {}
+    told: list[Any] = [None, None, None]  # the error, the names of parameters that have a state, the groups
     if accelerator.is_main_process:
-        state = torch.load(os.path.join(folder, "optimizer.bin"), weights_only=True, map_location="cpu")
-        names = [list(state["state"])]
-    dist.broadcast_object_list(names)
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
-    set_optimizer_state_dict(model, optimizer, state, options=options)
-    known = set(names[0])
+        try:
+            state = torch.load(path, weights_only=True, map_location="cpu")
+            told = [None, list(state["state"]), state["param_groups"]]
+        except Exception as error:
+            told[0] = f"{type(error).__name__}: {error}"
+    dist.broadcast_object_list(told)
+    refused, known, groups = told
+    if refused is not None:
+        raise ValueError(f"'{path}' cannot be read ({refused}). Resume from another checkpoint.")
+    if known:
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+        set_optimizer_state_dict(model, optimizer, state, options=options)
+    else:  # torch asks on which device the state lies, and there is none
+        _load_groups(optimizer, groups, model)
     for name, parameter in model.named_parameters():
-        if name.replace("_checkpoint_wrapped_module.", "") not in known:
+        if name.replace(WRAPPER, "") not in known:
             optimizer.state.pop(parameter, None)
+
+
+def _load_groups(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], model: nn.Module) -> None:
+    """Takes up the options of every group, such as its learning rate."""
+    names = {parameter: name.replace(WRAPPER, "") for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for saved in groups:
+            if names[group["params"][0]] in saved["params"]:
+                group.update({key: value for key, value in saved.items() if key != "params"})

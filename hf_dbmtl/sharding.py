@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_NAME
 
-from .gradients import Gradients, make_gradients, split_parameters
+from .gradients import make_gradients, split_parameters
 from .sharded_optimizer import load_sharded_optimizer
+from .trainer_part import TrainerPart
+from .units import Unit
 
 
 __all__ = ["Filler", "ShardingMixin"]
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base  # whose part it becomes
-else:
-    _Base = object
 
 
 class Filler(dict):
     """A batch that does not count: a process runs it to keep the others company in what FSDP exchanges."""
 
 
-class ShardingMixin(_Base):
+class ShardingMixin(TrainerPart):
     """The part of [`MultiTaskTrainer`] that knows of sharded parameters."""
-
-    gradients: Gradients | None
 
     def _split_parameters(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
         return split_parameters(self.model, self.shared_parameters, self.args.freeze_encoder)
@@ -81,20 +77,22 @@ class ShardingMixin(_Base):
     def _has_mixed_mesh_grads(self, model: nn.Module) -> bool:
         return False  # accelerate's clipping knows sharded gradients beside others, and takes out the scaler's factor
 
-    def _batches_of(self, micro_batches: Sequence[dict[str, Any]]) -> Callable[[str], list[Any]]:
+    def _batches_of(
+        self, micro_batches: Sequence[dict[str, Any]], units: Mapping[str, Unit]
+    ) -> Callable[[str], list[Any]]:
         """
-        From the name of a task to its batches among the micro-batches. Where FSDP exchanges parameters in every forward
+        From the name of a unit to its batches among the micro-batches. Where FSDP exchanges parameters in every forward
         pass, they are as many on every process.
         """
-        own = {task: [batch[task] for batch in micro_batches if task in batch] for task in self.tasks}
+        own = {unit: [batch[unit] for batch in micro_batches if unit in batch] for unit in units}
         if self.is_fsdp_enabled:
             counts = torch.tensor([len(batches) for batches in own.values()], device=self.args.device)
             dist.all_reduce(counts, op=dist.ReduceOp.MAX)
-            for (task, batches), count in zip(own.items(), counts.tolist()):
+            for (unit, batches), count in zip(own.items(), counts.tolist()):
                 if len(batches) < count:
-                    filler = Filler(self.collators[task]([self.train_dataset[task][0]]))
+                    filler = Filler(self.collators[unit]([self.train_dataset[unit][0]]))
                     batches += [filler] * (count - len(batches))
-        return lambda task: [self._prepare_inputs(batch) for batch in own[task]]
+        return lambda unit: [self._prepare_inputs(batch) for batch in own[unit]]
 
 
 def _units(model: nn.Module) -> list[str]:

@@ -17,7 +17,6 @@ from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
-from .balancing import Balancer
 from .buffers import AverageBuffers, Buffers
 from .checkpoint import load_balancer, save_balancer
 from .checks import check_arguments, check_layout, check_loss, check_measured, check_model
@@ -25,7 +24,7 @@ from .compilation import CompilationMixin
 from .consistency import ConsistencyCheck
 from .dataset_checks import check_datasets
 from .evaluation import EvaluationMixin
-from .gradients import Gradients, GradientVector, How, TaskGradient
+from .gradients import GradientVector, How, TaskGradient
 from .hub import HubMixin
 from .loading import LoadingMixin
 from .parts import PartsMixin, freeze, hold_batch_norm
@@ -35,6 +34,7 @@ from .sharding import Filler, ShardingMixin
 from .skip_limit import SkipLimit
 from .step_log import StepLog
 from .training_args import MultiTaskTrainingArguments
+from .units import Unit, of_task
 from .validation import ValidationMixin
 
 
@@ -63,15 +63,19 @@ class MultiTaskTrainer(
         model ([`MultiTaskModel`] or `torch.nn.Module`, *optional*):
             The model. Any module serves whose `forward(task=..., **batch)` returns a mapping or an object with `loss` (the
             mean over its labelled items) and, if it likes, `num_items` (how many these are; the rows of the batch where it
-            is silent).
+            is silent). Where tasks share their input, `forward(task=[...], labels={task: tensor}, **inputs)` returns
+            dictionaries by task of the same; such a module names its tasks in an attribute `tasks`.
         args ([`MultiTaskTrainingArguments`]):
             The training arguments.
         data_collator (`dict[str, Callable]` or `Callable`, *optional*):
-            A collator by task, or one for all. By default the task's kind decides.
-        train_dataset (`dict[str, Dataset]`, *optional*):
-            The training set of every task, each with a length.
-        eval_dataset (`dict[str, Dataset]`, *optional*):
-            The evaluation set of every task, or of some.
+            A collator by task or group, or one for all. By default the tasks' kinds decide. That of a group gives
+            `labels={task: tensor}`.
+        train_dataset (`dict[str, Dataset]` or `Dataset`, *optional*):
+            The training sets, each with a length. A key that is the name of a task holds that task's own. Any other names a
+            group of tasks that share their rows: the dataset has a column of labels for each, named like the task, and the
+            encoder runs once for all of them. Each task has one dataset. A dataset without a key is one group.
+        eval_dataset (`dict[str, Dataset]` or `Dataset`, *optional*):
+            The evaluation sets likewise, of all tasks or of some.
         processing_class (`PreTrainedTokenizerBase` or another processing class, *optional*):
             What pads the batches and is saved with the model.
         model_init (`Callable`, *optional*):
@@ -107,8 +111,8 @@ class MultiTaskTrainer(
         model: PreTrainedModel | nn.Module | None = None,
         args: MultiTaskTrainingArguments | None = None,
         data_collator: Mapping[str, Callable] | Callable | None = None,
-        train_dataset: Mapping[str, Dataset] | None = None,
-        eval_dataset: Mapping[str, Dataset] | None = None,
+        train_dataset: Mapping[str, Dataset] | Dataset | None = None,
+        eval_dataset: Mapping[str, Dataset] | Dataset | None = None,
         processing_class: Any = None,
         model_init: Callable[..., nn.Module] | None = None,
         compute_metrics: Mapping[str, Any] | Callable | None = None,
@@ -152,8 +156,8 @@ class MultiTaskTrainer(
             False  # the loss is a mean per task, whatever keywords a module's forward takes
         )
         self.shared_parameters = shared_parameters
-        self.gradients: Gradients | None = None
-        self.balancer: Balancer | None = None
+        self.gradients = None  # type: ignore[assignment]  # until there is an optimizer
+        self.balancer = None  # type: ignore[assignment]
         self.step_log = StepLog()
         self._micro_batches: list[dict[str, Any]] = []
         self._after_optimizer_step = AfterOptimizerStep()
@@ -184,7 +188,7 @@ class MultiTaskTrainer(
             model (`torch.nn.Module`):
                 The model, wrapped as accelerate prepared it.
             inputs (`dict[str, Any]`):
-                A joint micro-batch, `{task: batch}`.
+                A joint micro-batch, `{unit: batch}`: by task, or by group of tasks that share theirs.
             num_items_in_batch:
                 Not used: items are counted per task.
 
@@ -221,7 +225,7 @@ class MultiTaskTrainer(
         for task, gradient in head_gradients.items():
             heads.add_(gradient, balanced.head_weights[task])
         self.gradients.write(balanced.update or shared, heads, self._loss_scale())
-        self.step_log.add_weights(balanced.weights, balanced.cosines)
+        self.step_log.add_weights(balanced.factors, balanced.cosines)
         if self.balancer.looks_again:
             self._after_optimizer_step.pending = partial(self._look_again, model, micro_batches)
         return torch.tensor(loss, device=self.args.device)
@@ -233,8 +237,10 @@ class MultiTaskTrainer(
         derivative: Callable[[str, Tensor], Tensor],
         norms: bool = True,
         total: GradientVector | None = None,
+        units: Mapping[str, Unit] | None = None,
     ) -> Iterator[tuple[str, TaskGradient]]:
-        """The loss and gradient of one task after the other, over all micro-batches."""
+        """The loss and gradient of one task after the other, over all micro-batches, of the training's units or others."""
+        units = self.units if units is None else units
         # not through DDP's own forward, which would exchange buffers as often as this process happens to have a batch
         module = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
         how = How(
@@ -247,21 +253,23 @@ class MultiTaskTrainer(
         )
         # FSDP adds up what it shards in every pass
         with contextlib.nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):
-            yield from self.gradients.each({task: [task] for task in self.tasks}, self._batches_of(micro_batches), how)
+            yield from self.gradients.each(units, self._batches_of(micro_batches, units), how)
 
     def _losses_and_items(
-        self, model: nn.Module, tasks: Sequence[str], batch: dict[str, Any]
+        self, model: nn.Module, unit: Unit, batch: dict[str, Any]
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """The mean loss on a batch of the tasks that share it, and the number of items it is the mean over, by task."""
-        (task,) = tasks
         with self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, {**batch, "task": task}, return_outputs=True)
-        items = self._num_items(outputs, batch)
-        check_measured(self.model, task, loss, items)
-        loss = loss.to(torch.promote_types(loss.dtype, torch.float32))
-        if isinstance(batch, Filler):
-            loss, items = loss * 0, 0
-        return {task: (loss, torch.as_tensor(items, dtype=loss.dtype, device=loss.device))}
+            losses, outputs = self.compute_loss(model, {**batch, "task": unit.asked}, return_outputs=True)
+        measured = {}
+        for task in unit:
+            loss, items = of_task(losses, task), self._num_items(outputs, batch, task)
+            check_measured(self.model, task, loss, items)
+            loss = loss.to(torch.promote_types(loss.dtype, torch.float32))
+            if isinstance(batch, Filler):
+                loss, items = loss * 0, 0
+            measured[task] = loss, torch.as_tensor(items, dtype=loss.dtype, device=loss.device)
+        return measured
 
     def compute_loss(
         self,
@@ -270,15 +278,18 @@ class MultiTaskTrainer(
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """The loss of one task: `inputs` hold its name as `task` beside its batch. Override it for a loss of your own."""
+        """
+        The loss of one task: `inputs` hold its name as `task` beside its batch. Override it for a loss of your own. For tasks
+        that share their input, `task` is the list of their names, and the loss a dictionary.
+        """
         outputs = model(**inputs)
         loss = _get(outputs, "loss")
         check_loss(self.model, inputs, loss)
         return (loss, outputs) if return_outputs else loss
 
     @staticmethod
-    def _num_items(outputs: Any, batch: Mapping[str, Any]) -> Any:
-        items = _get(outputs, "num_items")
+    def _num_items(outputs: Any, batch: Mapping[str, Any], task: str) -> Any:
+        items = of_task(_get(outputs, "num_items"), task)
         return find_batch_size(batch) if items is None else items
 
     def _skip_step(self, task: str, measured: TaskGradient) -> Tensor:
@@ -335,7 +346,7 @@ class MultiTaskTrainer(
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if fresh or self.balancer is None:
-            self.gradients = None  # made when the model has been prepared, see ShardingMixin
+            self.gradients = None  # type: ignore[assignment]  # made when the model has been prepared, see ShardingMixin
             self.balancer = self.args.make_balancer().setup(list(self.tasks), self.args.seed)
         if fresh:
             self._multiply_learning_rates(optimizer)

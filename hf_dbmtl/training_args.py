@@ -38,12 +38,13 @@ class MultiTaskTrainingArguments(TrainingArguments):
             The options of the balancer (JSON on the command line). `db_mtl` takes `beta` (0.9), `decay` (0.5), `alpha`
             (`"max"`, `"min"`, `"mean"`, `"median"`, `"1/T"` or a number) and `ema_dtype`.
         mixing (`str`, *optional*, defaults to `"equal"`):
-            How many rows of a batch each task gets: `"equal"`, `"proportional"` to the size of its dataset, or
-            `"temperature"`: proportional to size^(1 / `mixing_temperature`).
+            How many rows of a batch each task (or group of tasks that share their rows) gets: `"equal"`, `"proportional"` to
+            the size of its dataset, or `"temperature"`: proportional to size^(1 / `mixing_temperature`).
         mixing_temperature (`float`, *optional*, defaults to 2.0):
             The temperature of `mixing="temperature"`: 1 is proportional, large is equal.
         per_task_batch_size (`dict` or `str`, *optional*):
-            Rows per micro-batch of single tasks, in place of what the mixing gives (JSON on the command line).
+            Rows per micro-batch of single tasks, or of groups that share their rows, in place of what the mixing gives (JSON
+            on the command line).
         stopping_strategy (`str`, *optional*, defaults to `"all_exhausted"`):
             An epoch ends when all rows of all tasks have been seen (`"all_exhausted"`, smaller tasks begin anew), or before
             any would be seen twice (`"first_exhausted"`).
@@ -192,7 +193,8 @@ class MultiTaskTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must be True or False, and is {getattr(self, name)!r}.")
         if type(self.freeze_layers) is not int or self.freeze_layers < 0:
             raise ValueError(f"`freeze_layers` must be a number of layers, and is {self.freeze_layers!r}.")
-        for task, rows in (self.per_task_batch_size or {}).items():
+        sizes: Any = self.per_task_batch_size or {}
+        for task, rows in sizes.items():
             if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
                 raise ValueError(
                     f"`per_task_batch_size['{task}']` must be a whole number of 1 or more, and is {rows!r}."
@@ -229,7 +231,9 @@ class MultiTaskTrainingArguments(TrainingArguments):
 
     def make_balancer(self) -> Balancer:
         """Makes the balancer that these arguments describe, see [`~hf_dbmtl.balancing.make_balancer`]."""
-        return make_balancer(self.balancer, self.balancer_kwargs, self.task_weights)
+        options: Any = self.balancer_kwargs  # dictionaries since `__post_init__`, as are the weights
+        weights: Any = self.task_weights
+        return make_balancer(self.balancer, options, weights)
 
 
 def _check_pickles(balancer: Any) -> None:

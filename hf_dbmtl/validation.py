@@ -12,9 +12,11 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
-from .dataset_checks import check_datasets, check_names
+from .dataset_checks import check_datasets
 from .gradients import GradientVector
 from .second_look import random_numbers_aside
+from .trainer_part import TrainerPart
+from .units import Unit, units_of
 
 
 __all__ = ["ValidationMixin", "ValidationRows"]
@@ -37,7 +39,8 @@ class ValidationRows:
     def __init__(self, size: int, seed: int):
         self.size = size
         self.seed = seed
-        self._pass, self._order = -1, []
+        self._pass = -1
+        self._order: list[int] = []
 
     def of_step(self, step: int, count: int) -> list[int]:
         """The `count` rows of `step` (from 0)."""
@@ -50,10 +53,11 @@ class ValidationRows:
         return self._order[place]
 
 
-class ValidationMixin:
+class ValidationMixin(TrainerPart):
     """The part of [`MultiTaskTrainer`] that tunes weights on validation data."""
 
-    validation_dataset: dict[str, Dataset] | None
+    validation_dataset: dict[str, Any] | None
+    _validation_units: dict[str, Unit]
     _validation_rows: dict[str, ValidationRows]
 
     def _set_validation_data(self, given: Mapping[str, Dataset] | None) -> None:
@@ -67,24 +71,26 @@ class ValidationMixin:
                 )
             return
         self.validation_dataset = check_datasets("`validation_dataset`", given)
-        check_names("`validation_dataset`", given, list(self.tasks))
+        self._validation_units = units_of("`validation_dataset`", self.validation_dataset, list(self.tasks), self.units)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        for task, dataset in self.validation_dataset.items():
-            self._check_dataset("validation", task, dataset)
-            self._validation_rows[task] = ValidationRows(len(dataset), (seed << 32) + zlib.crc32(task.encode()))
+        for name, unit in self._validation_units.items():
+            dataset = self.validation_dataset[name]
+            self._check_dataset("validation", unit, dataset)
+            self._validation_rows[name] = ValidationRows(len(dataset), (seed << 32) + zlib.crc32(name.encode()))
 
     def _validation_batches(self) -> list[dict[str, Any]]:
         """
-        This process's micro-batches of the validation rows of the step: of every task as many as a training step has by
+        This process's micro-batches of the validation rows of the step: of every unit as many as a training step has by
         `per_device_train_batch_size`, the same over all processes however many these are.
         """
         rows, parts = self._train_batch_size, self.args.gradient_accumulation_steps
         first = self.args.process_index * parts
         batches: list[dict[str, Any]] = [{} for _ in range(parts)]
-        for task, dataset in self.validation_dataset.items():
-            chosen = self._validation_rows[task].of_step(self.state.global_step, rows * parts * self.args.world_size)
+        for name, unit in self._validation_units.items():
+            dataset, collator = self.validation_dataset[name], self._collator_of(unit)
+            chosen = self._validation_rows[name].of_step(self.state.global_step, rows * parts * self.args.world_size)
             for part, batch in enumerate(batches, start=first):
-                batch[task] = self.collators[task]([dataset[row] for row in chosen[part * rows : (part + 1) * rows]])
+                batch[name] = collator([dataset[row] for row in chosen[part * rows : (part + 1) * rows]])
         return batches
 
     def _tune_on_validation(self, model: nn.Module, head_gradients: Mapping[str, GradientVector]) -> None:
@@ -104,7 +110,8 @@ class ValidationMixin:
         with random_numbers_aside(self.args.device, self._seed_of_step()), _state_aside(self.model):
             _descend(self.gradients.shared, self.gradients.like_parameters(shared), rate)
             _descend(self.gradients.heads, heads.tensors, rate)
-            for task, measured in self._task_gradients(model, self._validation_batches(), _untransformed):
+            batches, units = self._validation_batches(), self._validation_units
+            for task, measured in self._task_gradients(model, batches, _untransformed, units=units):
                 if not measured.is_finite:
                     logger.warning(
                         f"Step {self.state.global_step + 1}: the validation loss of task '{task}' or its gradient is "

@@ -20,6 +20,7 @@ from hf_dbmtl.model_card import ModelCardContent, create_model_card
 from hf_dbmtl.modeling import MultiTaskModel
 from hf_dbmtl.tasks import Classification, MultiLabelClassification, Regression, TokenClassification
 from hf_dbmtl.training_args import MultiTaskTrainingArguments
+from hf_dbmtl.units import Unit
 
 
 TASKS = {
@@ -361,7 +362,8 @@ def trainer(tmp_path):
         BertModel(encoder), {"a": Classification(2), "a_b": Regression(main_metric="f1")}, pooling="cls"
     )
     data = {"train_dataset": {"a": rows[0], "a_b": rows[1]}, "eval_dataset": {"a": rows[2]}}
-    return SimpleNamespace(model=model, args=args, state=state, **data)
+    units = {"units": {name: Unit.alone(name) for name in ("a", "a_b")}, "eval_units": {"a": Unit.alone("a")}}
+    return SimpleNamespace(model=model, args=args, state=state, **data, **units)
 
 
 def test_content_comes_from_the_trainer(trainer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -49,7 +50,7 @@ class AlignedMTL(GramianWeighting):
             raise ValueError(f"`reduction` must be 'sum' or 'mean', and is {reduction!r}.")
         self.scale = scale
         self.reduction = reduction
-        self._weighting = AlignedMTLWeighting(scale_mode=scale)
+        self._weighting = AlignedMTLWeighting(scale_mode=cast(Any, scale))
 
     def weights(self, gramian: Tensor, tasks: Sequence[str], losses: Sequence[float], step: int) -> Tensor:
         means = self._weighting(normalized(gramian)[0])

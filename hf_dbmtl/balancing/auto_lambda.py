@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -96,5 +96,5 @@ class AutoLambda(TunedWeights):
     def state_dict(self) -> dict[str, Tensor]:
         return self.lambdas.state_dict()
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.lambdas.load_state_dict(state)

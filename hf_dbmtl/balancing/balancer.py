@@ -29,7 +29,10 @@ class Balanced:
         update (`Vector`, *optional*):
             The update of the shared parameters, for the optimizer; `None` where no task was present.
         weights (`dict[str, float]`):
-            For every task present, the factor with which its (remembered) gradient enters the update.
+            For every task present, the factor with which its (remembered) gradient, the derivative of the loss transform
+            applied, enters the update.
+        factors (`dict[str, float]`):
+            For every task present, the factor on the gradient of its loss itself, that of the loss transform included.
         head_weights (`dict[str, float]`):
             For every task present, the factor on the gradient of its head.
         cosines (`torch.Tensor` of shape `(pairs,)`, *optional*):
@@ -38,6 +41,7 @@ class Balanced:
 
     update: Vector | None
     weights: dict[str, float] = field(default_factory=dict)
+    factors: dict[str, float] = field(default_factory=dict)
     head_weights: dict[str, float] = field(default_factory=dict)
     cosines: Tensor | None = None
 
@@ -191,7 +195,9 @@ class Balancer:
         if not self._waits:
             balanced.update.mul_(common)
         heads = self.weighting.head_weights(balanced.weights)
-        for task in self._losses:
+        for task, loss in self._losses.items():
+            derivative = self.derivative(task, torch.tensor(loss, dtype=torch.float64)).item()
+            balanced.factors[task] = derivative * balanced.weights[task] * common * self._late[task]
             own = heads[task] if self.weighting.weights_heads else self.task_weight(task)
             balanced.head_weights[task] = own * common * self._late[task]
         self.transform.update(self._losses)
@@ -254,7 +260,7 @@ class Balancer:
 
     def products(self, vector: Vector) -> Tensor:
         """The products of a vector with the gradients taken, `(tasks,)`, float64, on the CPU."""
-        return vector.gramian(list(self._rows.values()))[0, 1:]
+        return vector.sums(list(self._rows.values()), lambda pieces, parameter, start: pieces[1:] @ pieces[0])
 
     def tune(self, products: Tensor, learning_rate: float) -> None:
         """

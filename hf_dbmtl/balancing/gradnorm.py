@@ -105,8 +105,8 @@ class GradNorm(NormWeighting):
     def _renormalize(self, present: Sequence[str], together: Tensor) -> None:
         """Brings the weights of the tasks present back to the sum that they had."""
         found = self.learned.values(present).clamp(min=LOWEST)
-        found = dict(zip(present, found * (together / found.sum())))
-        self.learned.set([found.get(task, self.learned[task]) for task in self.tasks])
+        renewed = dict(zip(present, (found * (together / found.sum())).tolist()))
+        self.learned.set([renewed.get(task, self.learned[task]) for task in self.tasks])
 
     def _read(self) -> None:
         values = self.learned.values()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ class GradVac(GramianWeighting):
     def weights(self, gramian: Tensor, tasks: Sequence[str], losses: Sequence[float], step: int) -> Tensor:
         order = by_name(tasks)
         present = torch.tensor([self.tasks.index(tasks[i]) for i in order])
-        weighting = self._weighting
+        weighting: Any = self._weighting  # whose state TorchJD declares as None
         weighting._ensure_state(len(tasks), gramian.dtype)
         weighting._phi_t = self.targets[present[:, None], present]
         with drawing_from(self.generator(step)):

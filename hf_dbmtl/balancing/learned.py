@@ -39,7 +39,7 @@ class Learned:
         self.options = {"lr": learning_rate, "weight_decay": weight_decay}
         self.kind = OPTIMIZERS[optimizer]
         self.numbers: dict[str, Tensor] = {}
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer: torch.optim.Optimizer  # from `setup` on
 
     def setup(self, tasks: Sequence[str], init: float) -> None:
         """Starts every task at `init`."""

@@ -69,5 +69,5 @@ class MOML(TunedWeights):
     def state_dict(self) -> dict[str, Tensor]:
         return self.logits.state_dict()
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.logits.load_state_dict(state)

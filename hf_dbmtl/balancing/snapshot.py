@@ -102,7 +102,7 @@ class Snapshot:
             elif isinstance(found, dict) and isinstance(vars(part).get(name), Optimizer):
                 vars(part)[name].load_state_dict(found)
             else:
-                vars(part)[name] = found
+                part.__dict__[name] = found
 
 
 def _is_data(value: Any) -> bool:

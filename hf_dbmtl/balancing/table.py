@@ -31,6 +31,7 @@ from .mgda import MGDA
 from .moco import MoCo
 from .moml import MOML
 from .nash_mtl import NashMTL
+from .part import Part
 from .pcgrad import PCGrad
 from .rlw import RLW
 from .stch import STCH
@@ -139,7 +140,7 @@ def describe_balancer(balancer: str | Any) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(balancer).split()))
 
 
-def _parse(name: str) -> dict[str, type]:
+def _parse(name: str) -> dict[str, type[Part]]:
     """The parts of a name and their classes, in the order of the triple."""
     words = COMPOSED.get(name, name).split("+")
     places = {word: place for place, room in enumerate((TRANSFORMS, MEMORIES, WEIGHTINGS)) for word in room}
@@ -187,7 +188,7 @@ def _options_by_part(name: str, parts: Mapping[str, type], options: Mapping[str,
     return sorted_out
 
 
-def _check_types(name: str, kind: type, options: Mapping[str, Any]) -> None:
+def _check_types(name: str, kind: Any, options: Mapping[str, Any]) -> None:
     """Compares options with their annotations, so that no class has to: JSON tells numbers from strings, users may not."""
     hints = get_type_hints(kind.__init__) if options else {}
     for option, value in options.items():

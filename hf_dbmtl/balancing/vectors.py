@@ -27,7 +27,7 @@ class Vector(Protocol):
 
     def norm(self) -> float: ...
 
-    def gramian(self, others: Sequence[Vector]) -> Tensor:
+    def gramian(self: V, others: Sequence[V]) -> Tensor:
         """The products of this vector and `others` with one another, `(1 + len(others),) * 2`, float64, on the CPU."""
 
     def new_zero(self: V, dtype: torch.dtype | None = None) -> V: ...
@@ -53,5 +53,5 @@ class Vector(Protocol):
     def map(self: V, others: Sequence[V], function: CoordinateFunction) -> V:
         """A new vector, by `function` applied to the entries of this vector and `others`, stretch by stretch."""
 
-    def sums(self, others: Sequence[Vector], function: Callable[[Tensor, int, int], Tensor]) -> Tensor:
+    def sums(self: V, others: Sequence[V], function: CoordinateFunction) -> Tensor:
         """As `map`, but each call gives numbers, a tensor of one shape, which are added up over the whole vector."""

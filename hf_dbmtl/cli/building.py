@@ -52,9 +52,9 @@ def load_tokenizer(settings: TrainSettings) -> tuple[Any, int | None]:
     The tokenizer, and how many tokens it and the encoder take (`None` where neither tells); of tasks over images the image
     processor.
     """
-    images = [name for name, task in settings.tasks.items() if task.image is not None]
-    if images and len(images) < len(settings.tasks):
-        texts = [name for name in settings.tasks if name not in images]
+    images = [name for name, source in settings.inputs.items() if source.image is not None]
+    if images and len(images) < len(settings.inputs):
+        texts = [name for name in settings.inputs if name not in images]
         raise CommandError(f"tasks {images} have images and {texts} have texts, and one encoder reads one of the two.")
     name = settings.model_name_or_path
     options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}

@@ -75,7 +75,7 @@ def _metrics(words: str | None, data: Data) -> dict[str, list[str]]:
         raise CommandError(f"--metrics must be a mapping such as '{{mrpc: [accuracy, f1]}}', and is {words!r}.")
     found = {}
     for name, task in data.tasks.items():
-        if name not in data.eval:
+        if name not in data.by_task(data.eval):
             raise CommandError(
                 f"Task '{name}' has nothing to evaluate on, and so nothing to compare: see eval_fraction."
             )

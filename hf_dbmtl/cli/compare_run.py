@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers.trainer_utils import IntervalStrategy
 
 from ..conflicts import ConflictCallback
@@ -16,6 +17,7 @@ from ..data import JointBatchSampler, rows_per_step
 from ..step_cost import StepCostCallback
 from ..trainer import MultiTaskTrainer
 from ..training_args import MultiTaskTrainingArguments
+from ..units import Unit
 from .building import make_trainer, prepare
 from .compare_plan import CONFIG, RESULT, write_atomically
 from .config import read_config
@@ -75,14 +77,14 @@ def alone(task: str, args: MultiTaskTrainingArguments, data: Data) -> tuple[Mult
     """
     parts = args.gradient_accumulation_steps * args.world_size
     sizes = {name: len(rows) for name, rows in data.train.items()}
-    joint = rows_per_step(
-        sizes, args.train_batch_size, parts, args.mixing, args.mixing_temperature, args.per_task_batch_size
-    )
+    per_task: Any = args.per_task_batch_size
+    joint = rows_per_step(sizes, args.train_batch_size, parts, args.mixing, args.mixing_temperature, per_task)
     epoch = JointBatchSampler(
         sizes, joint, parts, stopping_strategy=args.stopping_strategy, drop_last=args.dataloader_drop_last
     ).steps
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
-    changes: dict[str, Any] = {"max_steps": steps, "per_task_batch_size": {task: max(1, round(joint[task] / parts))}}
+    (unit,) = (name for name, one in data.units.items() if task in one)
+    changes: dict[str, Any] = {"max_steps": steps, "per_task_batch_size": {task: max(1, round(joint[unit] / parts))}}
     for what in ("eval", "save", "logging"):
         if getattr(args, f"{what}_strategy") == IntervalStrategy.EPOCH:
             changes |= {f"{what}_strategy": IntervalStrategy.STEPS, f"{what}_steps": epoch}
@@ -93,10 +95,20 @@ def alone(task: str, args: MultiTaskTrainingArguments, data: Data) -> tuple[Mult
     return args, replace(
         data,
         tasks={task: data.tasks[task]},
-        train={task: data.train[task]},
-        eval={name: rows for name, rows in data.eval.items() if name == task},
+        units={task: Unit.alone(task)},
+        train=_alone(task, unit, data, data.train),
+        eval=_alone(task, unit, data, data.eval),
         validation={},
     )
+
+
+def _alone(task: str, unit: str, data: Data, datasets: dict[str, Dataset]) -> dict[str, Dataset]:
+    """The dataset of a task alone; of one in a group the group's rows with its labels."""
+    if unit not in datasets or unit == task:
+        return {task: datasets[unit]} if unit in datasets else {}
+    rows = datasets[unit]
+    others = [other for other in data.units[unit] if other != task]
+    return {task: rows.remove_columns(others).rename_column(task, "labels")}
 
 
 def by_task(metrics: dict[str, float], trainer: MultiTaskTrainer) -> dict[str, dict[str, float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from typing import Any
 
@@ -13,7 +13,7 @@ from hf_dbmtl_cli import CommandError
 
 from ..configuration import check_task_name
 from ..training_args import MultiTaskTrainingArguments
-from .settings import Setting, TrainSettings, settings_of
+from .settings import GroupSettings, Setting, TaskSettings, TrainSettings, settings_of
 from .values import alternatives, fit, nearest, takes_mapping
 from .yaml_file import load_yaml, parse_yaml
 
@@ -68,12 +68,40 @@ def build_config(merged: Mapping[str, Any], where: str) -> tuple[TrainSettings, 
     settings = _build(TrainSettings, own, path, "")
     if not settings.tasks:
         raise CommandError(f"{path}: `tasks` must name one task at least.")
+    _check_groups(settings, path)
     for name in ("max_length", "max_train_samples", "max_eval_samples", "early_stopping_patience"):
         if (count := getattr(settings, name)) is not None and count < 1:
             raise CommandError(f"{path}: {name}: it must be 1 or more, and is {count}.")
     if settings.conflict_steps is not None and not settings.conflict_steps > 0:
         raise CommandError(f"{path}: conflict_steps: it must be positive, and is {settings.conflict_steps}.")
     return settings, _training_arguments({name: merged[name] for name in merged if name not in own}, where)
+
+
+def _check_groups(settings: TrainSettings, path: str) -> None:
+    """That every task has rows, by `dataset` or by `group`, and every group tasks."""
+    known = list(settings.groups)
+    for name, task in settings.tasks.items():
+        where = f"{path}: tasks.{name}."
+        if name in settings.groups:
+            raise CommandError(f"{path}: groups.{name}: it is the name of a task: call the group otherwise.")
+        if task.group is None and task.dataset is None:
+            raise CommandError(
+                f"{where}dataset is missing: where the data come from (or `group`, where tasks share them)."
+            )
+        if task.group is None:
+            continue
+        if task.group not in settings.groups:
+            there = f", only {', '.join(known)}." if known else ": `groups` is not there."
+            raise CommandError(f"{where}group: there is no group '{task.group}'{nearest(task.group, known) or there}")
+        for one in fields(GroupSettings):
+            if getattr(task, one.name) != settings_of(TaskSettings)[one.name].default:
+                raise CommandError(
+                    f"{where}{one.name}: the rows of the task are those of its group, where this stands: "
+                    f"groups.{task.group}.{one.name}."
+                )
+    for name in known:
+        if not settings.members(name):
+            raise CommandError(f"{path}: groups.{name}: no task has `group: {name}`: give it tasks, or leave it out.")
 
 
 @cache
@@ -136,7 +164,7 @@ def _hint(name: Any, value: Any, known: Mapping[str, Setting]) -> str:
         return ": it is a setting of the whole run, to stand at the top of the file, without indentation."
     if not at_top:
         return f": those here are {', '.join(known)}."
-    if name in settings_of(run["tasks"].group_by_name):
+    if name in settings_of(TaskSettings):
         return ": it is a setting of a task, to stand below the task's name."
     return ": `hf-dbmtl train --help_all` lists them."
 
@@ -173,7 +201,8 @@ def _override(
         name, *deeper = rest
         if name not in inside:
             listed = f"; the file has {', '.join(inside)}." if inside else "; the file has none."
-            raise CommandError(f"{here}.{name}: there is no such task{nearest(name, inside) or listed}")
+            what = key.removesuffix("s")
+            raise CommandError(f"{here}.{name}: there is no such {what}{nearest(name, inside) or listed}")
         if deeper:
             _override(inside[name], settings_of(setting.group_by_name), deeper, words, f"{here}.{name}.")
         else:
@@ -225,8 +254,8 @@ def _build(cls: type, values: Mapping[str, Any], path: str, where: str) -> Any:
         if by_name is not None and isinstance(value, Mapping):
             made[name] = {key: _build(by_name, one, path, f"{where}{name}.{key}.") for key, one in value.items()}
         else:
-            nested = group is not None and isinstance(value, Mapping)
-            made[name] = _build(group, value, path, f"{where}{name}.") if nested else value
+            nested = isinstance(value, Mapping)
+            made[name] = _build(group, value, path, f"{where}{name}.") if group is not None and nested else value
     return cls(**made)
 
 

@@ -19,7 +19,11 @@ __all__ = ["encode", "encode_images"]
 
 
 def encode(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, text: Sequence[str], reader: LabelReader, max_length: int | None
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    text: Sequence[str],
+    readers: Mapping[str, LabelReader],
+    max_length: int | None,
 ) -> Dataset:
     """
     Tokenizes a dataset and reads its labels, both cached by `datasets`: a second run with the same settings finds them.
@@ -31,26 +35,27 @@ def encode(
             The tokenizer.
         text (`Sequence[str]`):
             The text column, or the two of a pair; at token level the column of the words.
-        reader ([`LabelReader`]):
-            What turns the label columns into labels.
+        readers (`dict[str, LabelReader]`):
+            What turns the label columns into labels, by the column that these go to.
         max_length (`int`, *optional*):
             Tokens of an input at most; longer ones are cut.
     """
-    if reader.task.level == "token" and not tokenizer.is_fast:
+    words = [reader.name for reader in readers.values() if reader.task.level == "token"]
+    if words and not tokenizer.is_fast:
         raise CommandError(
-            f"Task '{reader.name}': {type(tokenizer).__name__} does not tell which word a token belongs to: choose an "
+            f"Task '{words[0]}': {type(tokenizer).__name__} does not tell which word a token belongs to: choose an "
             "encoder with a fast tokenizer."
         )
     return rows.map(
-        _encode_words if reader.task.level == "token" else _encode_texts,
+        _encode_words if words else _encode_texts,
         batched=True,
         remove_columns=rows.column_names,
-        fn_kwargs={"tokenizer": tokenizer, "text": list(text), "reader": reader, "max_length": max_length},
-        desc=f"Tokenizing {reader.name}",
+        fn_kwargs={"tokenizer": tokenizer, "text": list(text), "readers": dict(readers), "max_length": max_length},
+        desc=f"Tokenizing {', '.join(reader.name for reader in readers.values())}",
     )
 
 
-def encode_images(rows: Dataset, processor: Any, column: str, reader: LabelReader) -> Dataset:
+def encode_images(rows: Dataset, processor: Any, column: str, readers: Mapping[str, LabelReader]) -> Dataset:
     """
     Reads the labels of a dataset of images, whose pixels are made as they are needed: on disk they would take many times
     the room.
@@ -62,16 +67,20 @@ def encode_images(rows: Dataset, processor: Any, column: str, reader: LabelReade
             The image processor.
         column (`str`):
             The column of the images, or of their paths.
-        reader ([`LabelReader`]):
-            What turns the label columns into labels.
+        readers (`dict[str, LabelReader]`):
+            What turns the label columns into labels, by the column that these go to.
     """
-    if reader.task.level != "sequence":
-        raise CommandError(f"Task '{reader.name}': {reader.task.kind} is for texts: name their column in `text`.")
-    labels = reader(rows.select_columns(reader.columns)[:])
+    labels = {}
+    for into, reader in readers.items():
+        if reader.task.level != "sequence":
+            raise CommandError(f"Task '{reader.name}': {reader.task.kind} is for texts: name their column in `text`.")
+        labels[into] = reader(rows.select_columns(reader.columns)[:])
     if not isinstance(rows.features[column], Image):
         rows = rows.cast_column(column, Image())
-    rows = rows.select_columns([column]).add_column("labels", labels)
-    return rows.with_transform(_Pixels(processor, column, reader.name))
+    rows = rows.select_columns([column])
+    for into, of_rows in labels.items():
+        rows = rows.add_column(into, of_rows)
+    return rows.with_transform(_Pixels(processor, column, ", ".join(reader.name for reader in readers.values())))
 
 
 @dataclass
@@ -93,36 +102,54 @@ class _Pixels:
 
 
 def _encode_texts(
-    rows: Mapping[str, list], tokenizer: Any, text: list[str], reader: LabelReader, max_length: int | None
+    rows: Mapping[str, list],
+    tokenizer: Any,
+    text: list[str],
+    readers: Mapping[str, LabelReader],
+    max_length: int | None,
 ) -> dict[str, list]:
     for column in text:
         for value in rows[column]:
             if not isinstance(value, str):
                 what = "is empty in one row" if value is None else f"holds {value!r} of type {type(value).__name__}"
                 raise CommandError(
-                    f"Task '{reader.name}': the text column '{column}' {what}: give strings, or name another column in "
-                    "`text`."
+                    f"Task '{next(iter(readers.values())).name}': the text column '{column}' {what}: give strings, or name "
+                    "another column in `text`."
                 )
     batch = tokenizer(*(rows[column] for column in text), truncation=max_length is not None, max_length=max_length)
-    return {**batch, "labels": reader(rows)}
+    return {**batch, **{into: reader(rows) for into, reader in readers.items()}}
 
 
 def _encode_words(
-    rows: Mapping[str, list], tokenizer: Any, text: list[str], reader: LabelReader, max_length: int | None
+    rows: Mapping[str, list],
+    tokenizer: Any,
+    text: list[str],
+    readers: Mapping[str, LabelReader],
+    max_length: int | None,
 ) -> dict[str, list]:
     """The first token of a word carries its label, the others none."""
     (column,) = text
+    batch: dict[str, list] = {}
+    for into, reader in readers.items():
+        labels = reader(rows)
+        if reader.task.level == "token":
+            words = _labelled_words(rows, column, reader, labels)
+            found = encode_words(words, tokenizer, "words", "labels", max_length)
+            batch |= {key: value for key, value in found.items() if key != "labels"}
+            labels = found["labels"]
+        batch[into] = labels
+    return batch
+
+
+def _labelled_words(rows: Mapping[str, list], column: str, reader: LabelReader, by_word: list) -> dict[str, list]:
     sentences = [_words(value, column, reader.name) for value in rows[column]]
-    by_word = reader(rows)
     for words, labels, given in zip(sentences, by_word, rows[reader.columns[0]]):
         if given is not None and len(words) != len(labels):
             raise CommandError(
                 f"Task '{reader.name}': a row has {len(words)} words and {len(labels)} labels, every word needs one:"
                 f" {' '.join(words)[:80]!r}."
             )
-    return encode_words(
-        {"words": sentences, "labels": [row or None for row in by_word]}, tokenizer, "words", "labels", max_length
-    )
+    return {"words": sentences, "labels": [row or None for row in by_word]}
 
 
 def _words(value: Any, column: str, task: str) -> list[str]:

@@ -41,6 +41,6 @@ def run(given: argparse.Namespace) -> None:
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
         console = Console()
-        console.print(results_table(data.tasks, metrics, data.baselines, data.eval))
+        console.print(results_table(data.tasks, metrics, data.baselines, data.by_task(data.eval)))
         where = f"Every metric is in {args.output_dir}/eval_results.json."
         console.print(where, highlight=False, markup=False, soft_wrap=True)

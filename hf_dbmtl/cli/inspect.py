@@ -43,7 +43,11 @@ def run(given: argparse.Namespace) -> None:
     frozen = _count(one for one in trainer.model.parameters() if not one.requires_grad)
     size = sum(one.numel() * max(4, one.element_size()) for one in shared.values())
     balancer = args.make_balancer()
+    groups = {
+        unit.described: f"{', '.join(unit)}: one pass of the encoder" for unit in data.units.values() if unit.is_group
+    }
     for name, value in {
+        **groups,
         "rows per step": f"{sum(rows.values()):,} ({_parts(args)})",
         "steps": f"{epoch:,} an epoch, {total:,} in all ({total / epoch:.2f} epochs)",
         "parameters": trained + (f", {frozen:,} frozen" if frozen else ""),
@@ -57,12 +61,11 @@ def run(given: argparse.Namespace) -> None:
 
 
 def steps(data: Data, args: MultiTaskTrainingArguments) -> tuple[dict[str, int], int]:
-    """The rows of each task in an optimizer step, and the steps of an epoch."""
+    """The rows of each task, or of its group, in an optimizer step, and the steps of an epoch."""
     parts = args.gradient_accumulation_steps * args.world_size
     sizes = {name: len(rows) for name, rows in data.train.items()}
-    rows = rows_per_step(
-        sizes, args.train_batch_size, parts, args.mixing, args.mixing_temperature, args.per_task_batch_size
-    )
+    per_task: Any = args.per_task_batch_size
+    rows = rows_per_step(sizes, args.train_batch_size, parts, args.mixing, args.mixing_temperature, per_task)
     sampler = JointBatchSampler(
         sizes, rows, parts, stopping_strategy=args.stopping_strategy, drop_last=args.dataloader_drop_last
     )
@@ -100,21 +103,23 @@ def _tasks(data: Data, rows: dict[str, int], heads: dict[str, nn.Parameter]) -> 
         table.add_column(column)
     for column in ("train", "eval", "baseline", "rows/step", "head"):
         table.add_column(column, justify="right")
+    trained, evaluated = data.by_task(data.train), data.by_task(data.eval)
+    of_unit = {task: name for name, unit in data.units.items() for task in unit}
     for name, task in data.tasks.items():
         metric = main_metric(task)
         labels = ", ".join(task.label_names) if task.label_names else str(task.num_labels)
         baseline = data.baselines.get(name, {}).get(metric)
         table.add_row(
             *(name, task.kind, labels if len(labels) <= 40 else f"{task.num_labels}: {labels[:36]}…", metric),
-            *(f"{len(data.train[name]):,}", f"{len(data.eval.get(name, ())):,}"),
-            *("" if baseline is None else f"{baseline:.4f}", str(rows[name])),
+            *(f"{len(trained[name]):,}", f"{len(evaluated.get(name, ())):,}"),
+            *("" if baseline is None else f"{baseline:.4f}", str(rows[of_unit[name]])),
             f"{_count(one for key, one in heads.items() if key.startswith(f'heads.{name}.')):,}",
         )
     return table
 
 
 def _first_rows(data: Data, tokenizer: Any) -> Table:
-    """The first training row of every task as the encoder reads it: wrong columns show here."""
+    """The first training row of every task and group as the encoder reads it: wrong columns show here."""
     table = Table(title="First rows", title_justify="left", show_header=False)
     for _ in range(3):
         table.add_column(overflow="fold")
@@ -123,7 +128,8 @@ def _first_rows(data: Data, tokenizer: Any) -> Table:
         text = tokenizer.decode(rows[0]["input_ids"]) if texts else f"pixels {tuple(rows[0]['pixel_values'].shape)}"
         lengths = [len(one) for one in rows[:1000]["input_ids"]] if texts else []
         size = f"{sum(lengths) / len(lengths):.0f} tokens on average, {max(lengths)} at most" if lengths else ""
-        label = str(rows[0]["labels"])
+        unit, first = data.units[name], rows[0]
+        label = ", ".join(f"{task}: {first[task]}" for task in unit) if unit.is_group else str(first["labels"])
         table.add_row(
             name,
             f"{text if len(text) <= 200 else text[:199] + '…'}",
@@ -141,7 +147,8 @@ def _parts(args: MultiTaskTrainingArguments) -> str:
 
 
 def _describe(args: MultiTaskTrainingArguments) -> str:
-    options = ", ".join(f"{key}={value}" for key, value in (args.balancer_kwargs or {}).items())
+    given: Any = args.balancer_kwargs or {}
+    options = ", ".join(f"{key}={value}" for key, value in given.items())
     return f"{args.balancer} ({options})" if options else args.balancer
 
 

@@ -13,10 +13,11 @@ from hf_dbmtl_cli import CommandError
 
 from ..metrics import baseline_metrics, main_metric
 from ..tasks import Task
+from ..units import Unit
 from .encoding import encode, encode_images
 from .labels import LabelReader, declare_task
-from .settings import TaskSettings, TrainSettings
-from .sources import as_list, load_rows, sample
+from .settings import GroupSettings, TaskSettings, TrainSettings
+from .sources import Rows, as_list, load_rows, sample
 from .values import nearest
 
 
@@ -25,13 +26,30 @@ __all__ = ["Data", "load_data", "load_evaluation"]
 
 @dataclass
 class Data:
-    """The tasks, and their data as the Trainer takes them."""
+    """
+    The tasks, and their data as the Trainer takes them: by unit, which is a task with data of its own or a group.
 
-    tasks: dict[str, Task]
-    train: dict[str, Dataset]
-    eval: dict[str, Dataset]
-    baselines: dict[str, dict[str, float]]
+    Attributes:
+        units (`dict[str, Unit]`): the tasks of every unit.
+        tasks (`dict[str, Task]`): the tasks.
+        train, eval, validation (`dict[str, Dataset]`): the data by unit.
+        baselines (`dict[str, dict[str, float]]`): what never looking at the input reaches, by task and metric.
+    """
+
+    units: dict[str, Unit] = field(default_factory=dict)
+    tasks: dict[str, Task] = field(default_factory=dict)
+    train: dict[str, Dataset] = field(default_factory=dict)
+    eval: dict[str, Dataset] = field(default_factory=dict)
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     validation: dict[str, Dataset] = field(default_factory=dict)
+
+    def by_task(self, datasets: Mapping[str, Dataset]) -> dict[str, Dataset]:
+        """Datasets of units, by task."""
+        return {task: datasets[name] for name, unit in self.units.items() if name in datasets for task in unit}
+
+    def column(self, task: str) -> str:
+        """The column of the labels of a task."""
+        return "labels" if task in self.units else task
 
 
 def load_data(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase, longest: int | None = None) -> Data:
@@ -46,23 +64,27 @@ def load_data(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase, longe
         longest (`int`, *optional*):
             Tokens of an input, where the settings do not say.
     """
-    data = Data({}, {}, {}, {})
-    for name, task in settings.tasks.items():
-        _check_task(name, task)
-        loaded = load_rows(name, task)
-        declared = declare_task(name, task, loaded.train)  # before rows are drawn: the names must all be there
-        length = _max_length(name, task.max_length or settings.max_length, longest)
-        data.tasks[name] = declared
+    data = Data()
+    for name, source in settings.inputs.items():
+        members = settings.members(name)
+        loaded = _load(name, source, members)
+        # before rows are drawn: the names must all be there
+        declared = {task: declare_task(task, own, loaded.train) for task, own in members.items()}
+        length = _max_length(name, source.max_length or settings.max_length, longest)
+        data.tasks |= declared
+        data.units[name] = Unit(name, tuple(members))
         for into, rows, count in (
-            (data.train, loaded.train, task.max_train_samples or settings.max_train_samples),
-            (data.eval, loaded.eval, task.max_eval_samples or settings.max_eval_samples),
+            (data.train, loaded.train, source.max_train_samples or settings.max_train_samples),
+            (data.eval, loaded.eval, source.max_eval_samples or settings.max_eval_samples),
             (data.validation, loaded.validation, None),
         ):
             if rows is not None:
-                reader = LabelReader.of(name, declared, as_list(task.label), rows)
-                into[name] = _encode(task, sample(rows, count), tokenizer, reader, length)
-        if loaded.eval is not None:
-            data.baselines[name] = _baseline(name, declared, _labels(data.train[name]), _labels(data.eval[name]))
+                readers = _readers(data, members, rows)
+                into[name] = _encode(source, sample(rows, count), tokenizer, readers, length)
+        for task in members if loaded.eval is not None else ():
+            labels = [_labels(rows[name], data.column(task)) for rows in (data.train, data.eval)]
+            data.baselines[task] = _baseline(task, declared[task], *labels)
+    data.tasks = {name: data.tasks[name] for name in settings.tasks}
     return data
 
 
@@ -82,48 +104,73 @@ def load_evaluation(
         longest (`int`, *optional*):
             Tokens of an input, where the settings do not say.
     """
-    data = Data({}, {}, {}, {})
+    data = Data()
     for name, task in settings.tasks.items():
-        _check_task(name, task)
         if name not in tasks:
             raise CommandError(
                 f"Task '{name}': the model has no such task{nearest(name, tasks) or f', only {list(tasks)}.'}"
             )
         if tasks[name].kind != task.kind:
             raise CommandError(f"Task '{name}': its kind is {task.kind}, and that of the model is {tasks[name].kind}.")
-        train_rows, rows, _ = load_rows(name, task)
+    for name, source in settings.inputs.items():
+        members = settings.members(name)
+        train_rows, rows, _ = _load(name, source, members)
         if rows is None:
             continue
-        length = _max_length(name, task.max_length or settings.max_length, longest)
-        columns = as_list(task.label)
-        data.tasks[name] = tasks[name]
-        rows = sample(rows, task.max_eval_samples or settings.max_eval_samples)
-        reader = LabelReader.of(name, tasks[name], columns, rows)
-        data.eval[name] = _encode(task, rows, tokenizer, reader, length)
-        train_labels = LabelReader.of(name, tasks[name], columns, train_rows)(train_rows.select_columns(columns)[:])
-        data.baselines[name] = _baseline(name, tasks[name], train_labels, _labels(data.eval[name]))
+        length = _max_length(name, source.max_length or settings.max_length, longest)
+        data.tasks |= {member: tasks[member] for member in members}
+        data.units[name] = Unit(name, tuple(members))
+        rows = sample(rows, source.max_eval_samples or settings.max_eval_samples)
+        data.eval[name] = _encode(source, rows, tokenizer, _readers(data, members, rows), length)
+        for member, own in members.items():
+            columns = as_list(own.label)
+            reader = LabelReader.of(member, tasks[member], columns, train_rows)
+            train_labels = reader(train_rows.select_columns(columns)[:])
+            eval_labels = _labels(data.eval[name], data.column(member))
+            data.baselines[member] = _baseline(member, tasks[member], train_labels, eval_labels)
     return data
 
 
-def _encode(task: TaskSettings, rows: Dataset, processing: Any, reader: LabelReader, length: int | None) -> Dataset:
-    if task.image is not None:
-        return encode_images(rows, processing, task.image, reader)
-    return encode(rows, processing, as_list(task.text), reader, length)
+def _load(name: str, source: TaskSettings | GroupSettings, members: Mapping[str, TaskSettings]) -> Rows:
+    """The rows of a unit, with the columns that its settings and those of its tasks name."""
+    for task, own in members.items():
+        _check_columns("Task", task, "label", as_list(own.label), None)
+    words = any(own.kind == "token_classification" for own in members.values())
+    what = "Group" if isinstance(source, GroupSettings) else "Task"
+    _check_columns(what, name, "text", as_list(source.text), 1 if words else 2)
+    for limit in ("max_length", "max_train_samples", "max_eval_samples"):
+        if (count := getattr(source, limit)) is not None and count < 1:
+            raise CommandError(f"{what} '{name}': `{limit}` must be 1 or more, and is {count}.")
+    return load_rows(name, source, [column for own in members.values() for column in as_list(own.label)])
 
 
-def _labels(rows: Dataset) -> list:
-    return rows.with_format(None)["labels"][:]
+def _check_columns(what: str, name: str, setting: str, columns: list[str], most: int | None) -> None:
+    if not columns or (most is not None and len(columns) > most):
+        wanted = "one column or more" if most is None else "one column" if most == 1 else "one column or two"
+        raise CommandError(f"{what} '{name}': `{setting}` must name {wanted}, and names {columns}.")
 
 
-def _check_task(name: str, settings: TaskSettings) -> None:
-    limit = 1 if settings.kind == "token_classification" else 2
-    for what, columns, most in (("text", as_list(settings.text), limit), ("label", as_list(settings.label), None)):
-        if not columns or (most is not None and len(columns) > most):
-            wanted = "one column or more" if most is None else "one column" if most == 1 else "one column or two"
-            raise CommandError(f"Task '{name}': `{what}` must name {wanted}, and names {columns}.")
-    for what in ("max_length", "max_train_samples", "max_eval_samples"):
-        if (count := getattr(settings, what)) is not None and count < 1:
-            raise CommandError(f"Task '{name}': `{what}` must be 1 or more, and is {count}.")
+def _readers(data: Data, members: Mapping[str, TaskSettings], rows: Dataset) -> dict[str, LabelReader]:
+    return {
+        data.column(task): LabelReader.of(task, data.tasks[task], as_list(own.label), rows)
+        for task, own in members.items()
+    }
+
+
+def _encode(
+    source: TaskSettings | GroupSettings,
+    rows: Dataset,
+    processing: Any,
+    readers: Mapping[str, LabelReader],
+    length: int | None,
+) -> Dataset:
+    if source.image is not None:
+        return encode_images(rows, processing, source.image, readers)
+    return encode(rows, processing, as_list(source.text), readers, length)
+
+
+def _labels(rows: Dataset, column: str) -> list:
+    return rows.with_format(None)[column][:]
 
 
 def _max_length(name: str, wanted: int | None, longest: int | None) -> int | None:

@@ -11,7 +11,16 @@ from ..tasks import Classification, MultiLabelClassification, Regression, TokenC
 from .values import alternatives
 
 
-__all__ = ["DataFiles", "DatasetSettings", "Setting", "Splits", "TaskSettings", "TrainSettings", "settings_of"]
+__all__ = [
+    "DataFiles",
+    "DatasetSettings",
+    "GroupSettings",
+    "Setting",
+    "Splits",
+    "TaskSettings",
+    "TrainSettings",
+    "settings_of",
+]
 
 KINDS = tuple(cls.kind for cls in (Classification, MultiLabelClassification, Regression, TokenClassification))
 
@@ -64,11 +73,30 @@ class DatasetSettings:
 
 
 @dataclass
+class GroupSettings:
+    """The rows that several tasks share, each with a label column of its own: the encoder runs once for all of them."""
+
+    dataset: DatasetSettings = _setting("Where the data come from.", MISSING)
+    text: str | list[str] = _setting(
+        "The column of the texts; two make a pair. With a token level task: of the words.", "text"
+    )
+    image: str | None = _setting(
+        "The column of the images, or of their paths, in place of texts; a folder's is 'image'."
+    )
+    max_length: int | None = _setting("Tokens of an input, in place of the run's.")
+    max_train_samples: int | None = _setting("Rows to train on, drawn at random, in place of the run's.")
+    max_eval_samples: int | None = _setting("Rows to evaluate on, drawn at random, in place of the run's.")
+
+
+@dataclass
 class TaskSettings:
     """A task and its data."""
 
     kind: str = _setting("What is predicted.", MISSING, KINDS)
-    dataset: DatasetSettings = _setting("Where the data come from.", MISSING)
+    dataset: DatasetSettings | None = _setting("Where the data come from. Required without `group`.")
+    group: str | None = _setting(
+        "The group, among `groups`, whose rows are the task's, in place of a dataset of its own."
+    )
     text: str | list[str] = _setting("The column of the texts; two make a pair. Token level: of the words.", "text")
     image: str | None = _setting(
         "The column of the images, or of their paths, in place of texts; a folder's is 'image'."
@@ -89,6 +117,9 @@ class TrainSettings:
 
     model_name_or_path: str = _setting("The encoder: a name of the Hub, or a folder.", MISSING)
     tasks: dict[str, TaskSettings] = _setting("The tasks by name.", MISSING)
+    groups: dict[str, GroupSettings] = field(
+        default_factory=dict, metadata={"help": "The rows that several tasks share, by a name of your own."}
+    )
     tokenizer_name: str | None = _setting("The tokenizer, where it does not lie beside the encoder.")
     model_revision: str | None = _setting("A branch, tag or commit of the encoder on the Hub.")
     trust_remote_code: bool = _setting("Whether code that comes with the encoder may run.", False)
@@ -103,6 +134,16 @@ class TrainSettings:
     conflict_steps: int | float | None = _setting(
         "Log the cosines between the tasks' gradients every so many steps, below 1 as a share of all; by default never."
     )
+
+    @property
+    def inputs(self) -> dict[str, TaskSettings | GroupSettings]:
+        """Where the rows come from: the tasks that have data of their own, and the groups, in the order of the tasks."""
+        names = dict.fromkeys(task.group or name for name, task in self.tasks.items())
+        return {name: self.groups.get(name) or self.tasks[name] for name in names}
+
+    def members(self, name: str) -> dict[str, TaskSettings]:
+        """The tasks of a group, or a task alone."""
+        return {task: one for task, one in self.tasks.items() if (one.group or task) == name}
 
 
 @dataclass(frozen=True)
@@ -124,7 +165,7 @@ class Setting:
     def group_by_name(self) -> type | None:
         """The dataclass of the values of a mapping from names of the user's own."""
         args = get_args(self.hint) if get_origin(self.hint) is dict else ()
-        return args[1] if args and is_dataclass(args[1]) else None
+        return args[1] if args and isinstance(args[1], type) and is_dataclass(args[1]) else None
 
 
 def settings_of(cls: type) -> dict[str, Setting]:

@@ -1,4 +1,4 @@
-"""Where the rows of a task come from: the Hub, a file, a folder."""
+"""Where the rows of a task, or of a group of them, come from: the Hub, a file, a folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from hf_dbmtl_cli import CommandError
 
-from .settings import DataFiles, DatasetSettings, Splits, TaskSettings
+from .settings import DataFiles, DatasetSettings, GroupSettings, Splits, TaskSettings
 from .values import nearest
 
 
@@ -33,26 +33,30 @@ SEED = 0  # of what is held out or drawn: the same rows whatever the seed of the
 
 
 class Rows(NamedTuple):
-    """The rows of a task: to train on, to evaluate on and to tune weights on, the latter two where there are any."""
+    """The rows of a task or a group: to train on, to evaluate on and to tune weights on, the latter two where there are any."""
 
     train: Dataset
     eval: Dataset | None = None
     validation: Dataset | None = None
 
 
-def load_rows(task: str, settings: TaskSettings) -> Rows:
+def load_rows(name: str, settings: TaskSettings | GroupSettings, labels: Sequence[str] | None = None) -> Rows:
     """
-    The rows of a task, with the columns that its settings name.
+    The rows of a task or a group, with the columns that its settings name.
 
     Args:
-        task (`str`):
-            The name of the task, for errors.
-        settings ([`TaskSettings`]):
+        name (`str`):
+            The name of the task or the group, for errors.
+        settings ([`TaskSettings`] or [`GroupSettings`]):
             Its settings.
+        labels (`list[str]`, *optional*):
+            The columns of the labels; by default those of the task's settings.
 
     Raises:
         [`CommandError`]: data that are not there, cannot be read, or lack a split or a column.
     """
+    task = f"{'Group' if isinstance(settings, GroupSettings) else 'Task'} '{name}'"
+    labels = as_list(settings.label) if labels is None and isinstance(settings, TaskSettings) else labels or []
     source = settings.dataset
     _check_shares(task, source)
     load = _loader(task, source)
@@ -65,7 +69,7 @@ def load_rows(task: str, settings: TaskSettings) -> Rows:
             train, validation = train.train_test_split(test_size=source.validation_fraction, seed=SEED).values()
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise _error(task, f"{_describe(source)} could not be loaded: {_cause(error)}") from error
-    columns = [*as_list(settings.image or settings.text), *as_list(settings.label)]
+    columns = [*as_list(settings.image or settings.text), *labels]
     return Rows(*(None if rows is None else _select(task, rows, columns) for rows in (train, evaluation, validation)))
 
 
@@ -224,4 +228,4 @@ def _cause(error: BaseException) -> str:
 
 
 def _error(task: str, message: str) -> CommandError:
-    return CommandError(f"Task '{task}': {message}")
+    return CommandError(f"{task}: {message}")

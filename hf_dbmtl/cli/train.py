@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +20,7 @@ from ..training_args import MultiTaskTrainingArguments
 from .building import make_trainer, prepare
 from .config import read_config, run_settings, training_settings
 from .launching import relaunch
-from .settings import Setting, TaskSettings, TrainSettings, settings_of
+from .settings import DatasetSettings, GroupSettings, Setting, TaskSettings, TrainSettings, settings_of
 from .tables import results_table
 
 
@@ -61,7 +62,7 @@ def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTas
     if settings.conflict_steps is not None:
         trainer.add_callback(ConflictCallback(trainer, settings.conflict_steps))
     MultiTaskProgressCallback.replace(trainer)
-    if "tensorboard" in args.report_to:
+    if "tensorboard" in (args.report_to or ()):
         from ..tensorboard import MultiTaskTensorBoardCallback
 
         MultiTaskTensorBoardCallback.replace(trainer)
@@ -73,16 +74,20 @@ def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTas
     metrics = trainer.evaluate() if data.eval else {}
     if metrics:
         trainer.save_metrics("eval", metrics)
-    paths = dict.fromkeys(task.dataset.path for task in settings.tasks.values() if task.dataset.path)
-    card = {"baselines": data.baselines, "dataset": [path for path in paths if not Path(path).exists()] or None}
+    sources = [source.dataset for source in settings.inputs.values() if source.dataset is not None]
+    paths = dict.fromkeys(source.path for source in sources if source.path)
+    card: dict[str, Any] = {
+        "baselines": data.baselines,
+        "dataset": [path for path in paths if not Path(path).exists()] or None,
+    }
     if args.push_to_hub:
         trainer.push_to_hub(**card)
     else:
         trainer.create_model_card(**card)
     if trainer.is_world_process_zero():
         console = Console()
-        rows = {name: len(rows) for name, rows in data.train.items()}
-        console.print(results_table(data.tasks, metrics, data.baselines, data.eval, rows))
+        rows = {name: len(rows) for name, rows in data.by_task(data.train).items()}
+        console.print(results_table(data.tasks, metrics, data.baselines, data.by_task(data.eval), rows))
         console.print(f"The model, its card and its metrics are in {args.output_dir}.", highlight=False, soft_wrap=True)
     return trainer
 
@@ -112,7 +117,8 @@ def _print_settings(console: Console) -> None:
     groups = {
         "The run": run_settings(),
         "A task (tasks.NAME)": settings_of(TaskSettings),
-        "Its data (tasks.NAME.dataset)": settings_of(settings_of(TaskSettings)["dataset"].group),
+        "Its data (tasks.NAME.dataset)": settings_of(DatasetSettings),
+        "What tasks share (groups.NAME)": settings_of(GroupSettings),
         "Training arguments": training_settings(),
     }
     for title, known in groups.items():
@@ -128,6 +134,6 @@ def _help(setting: Setting) -> str:
     text = " ".join(setting.help.split())
     if setting.required:
         return f"{text} Required."
-    if setting.default is None or setting.default == "":
+    if setting.default in (None, "", {}):
         return text
     return f"{text} Default: {getattr(setting.default, 'value', setting.default)}."

@@ -41,8 +41,9 @@ class How:
             Whether the norm of every task's gradient is wanted.
         total (`GradientVector`, *optional*):
             A vector whose memory may be overwritten, where all that is wanted of the tasks' gradients is their sum, and
-            neither they nor their norms: autograd may add them to it at once. The first task present is then lent the sum,
-            which those after it go on adding to, and these a zero vector.
+            neither they nor their norms: autograd may add them to it at once, those of a unit in one backward pass. The first
+            task present is then lent the sum, which those after it go on adding to, and these a zero vector; the gradient of
+            the heads likewise within a unit.
     """
 
     forward: Callable[[Sequence[str], Any], Mapping[str, tuple[Tensor, Tensor]]]
@@ -237,9 +238,8 @@ class Gradients(ABC):
                 scaled = passes.scaled(loss, items, self._reference)
                 if transformed:
                     scaled = scaled * how.derivative(task, loss.detach())
-                if how.total is None or items != 0:
-                    with passes.shared.receiving(hooks):
-                        how.backward(scaled, retain_graph=bool(measured))
+                with passes.shared.receiving(hooks):
+                    how.backward(scaled, retain_graph=bool(measured))
                 passes.heads.add_(self._collect(self.heads))
                 if number == len(batches):
                     yield task, self._ended(every.pop(task), how)

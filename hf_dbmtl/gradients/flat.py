@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .vector import STRETCH, CoordinateFunction, GradientVector, accumulation_dtype
+from .vector import CoordinateFunction, GradientVector, accumulation_dtype
 
 
 __all__ = ["FlatVector", "Layout"]
@@ -163,8 +163,8 @@ class FlatVector(GradientVector):
                     vector.tensors[0][low + shift : high + shift] = piece.reshape(-1)[low - start : high - start]
         return vector
 
-    def _stretches(self, position: int, size: int) -> Iterator[tuple[tuple[int, int], slice]]:
+    def _stretches(self, position: int, size: int, length: int) -> Iterator[tuple[tuple[int, int], slice]]:
         for parameter, start, where in self.layout.pieces():
-            for offset in range(0, where.stop - where.start, STRETCH):
+            for offset in range(0, where.stop - where.start, length):
                 low = where.start + offset
-                yield (parameter, start + offset), slice(low, min(low + STRETCH, where.stop))
+                yield (parameter, start + offset), slice(low, min(low + length, where.stop))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,19 +61,58 @@ class LocalGradients(Gradients):
         self, tasks: Sequence[str], batches: Sequence[Any], how: How, hooks: Hooks, begun: bool
     ) -> Iterator[tuple[str, TaskGradient]]:
         """
-        Lets autograd add the gradients of the tasks of a unit, which has a single micro-batch, to `how.total`. The first
-        task present is lent the total, the others nothing.
+        Lets autograd add the gradients of the tasks of a unit, which has a single micro-batch, to `how.total`, in one backward
+        pass of the sum of their losses. The first task present is lent the total and the gradient of all heads, the others
+        nothing.
         """
         total = how.total
         (flat,) = total.tensors
         flat = self._flat() if flat is None else flat
         receiver = Receiver(self.layout.parameters, flat, total.reached.tolist() if begun else None)
-        for task, passes in self._run_passes(tasks, batches, how, hooks, lambda: receiver, transformed=True):
-            total.tensors, total.reached = [receiver.finish()], torch.tensor(receiver.reached, dtype=torch.bool)
+        every = self._run_together(tasks, batches[0], how, hooks, receiver)
+        total.tensors, total.reached = [receiver.finish()], torch.tensor(receiver.reached, dtype=torch.bool)
+        norm = total.norm()
+        if not math.isfinite(norm + sum(passes.heads.norm() for passes in every.values())):
+            every = self._culprit_first(every, tasks, batches, how, hooks)
+        for task, passes in every.items():
             measured = self._measured(task, passes, how, self.zero()[0] if begun else total)
-            measured.norm = total.norm()
+            measured.norm = norm
             begun = begun or measured.num_items > 0
             yield task, measured
+
+    def _run_together(
+        self, tasks: Sequence[str], batch: Any, how: How, hooks: Hooks, receiver: Receiver
+    ) -> dict[str, Passes]:
+        """One forward and one backward pass for all tasks of a unit."""
+        measured = how.forward(tasks, batch)
+        every: dict[str, Passes] = {}
+        present: list[Tensor] = []
+        for task in tasks:
+            every[task] = passes = Passes(1, receiver, self.zero()[1])
+            loss, items = measured[task]
+            scaled = passes.scaled(loss, items, self._reference) * how.derivative(task, loss.detach())
+            if items != 0:
+                present.append(scaled)
+        if present:
+            with receiver.receiving(hooks):
+                how.backward(sum(present[1:], start=present[0]), retain_graph=False)
+        for passes in every.values():
+            self._ended(passes, how)
+        first = next((passes for passes in every.values() if sum(passes.items) != 0), None)
+        heads = self._collect(self.heads)
+        if first is not None:
+            first.heads.add_(heads)
+        return every
+
+    def _culprit_first(
+        self, every: dict[str, Passes], tasks: Sequence[str], batches: Sequence[Any], how: How, hooks: Hooks
+    ) -> dict[str, Passes]:
+        """The passes of a unit whose sum is not finite, those of the task to be told of in front."""
+        culprit = next((task for task, passes in every.items() if not math.isfinite(passes.losses[0])), None)
+        if culprit is None and len(every) > 1:  # the losses do not tell: the gradients once more, one by one
+            alone = self._one_by_one(tasks, batches, replace(how, total=None, norms=True), hooks, single=True)
+            culprit = next((task for task, measured in alone if not measured.is_finite), None)
+        return every if culprit is None else {culprit: every.pop(culprit), **every}
 
     def _flat(self) -> Tensor:
         return self._free.pop() if self._free else self.layout.empty()

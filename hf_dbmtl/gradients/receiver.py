@@ -70,6 +70,7 @@ class Receiver:
         """Told when a backward pass has made the gradient of a parameter."""
         if not self._in_place[position]:
             grad, parameter.grad = parameter.grad, None
+            assert grad is not None  # it has just been made
             if grad.is_sparse:
                 grad = grad.to_dense()
             if self.reached[position]:

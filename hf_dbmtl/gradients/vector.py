@@ -14,7 +14,10 @@ __all__ = ["GradientVector", "accumulation_dtype"]
 
 CoordinateFunction = Callable[[Tensor, int, int], Tensor]
 ROW = 1 << 10
-STRETCH = 1 << 18  # entries worked on at a time where several vectors are looked at side by side
+STRETCH = 1 << 18  # entries of a vector worked on at a time where several are looked at side by side
+TOGETHER = (
+    1 << 20
+)  # entries of all of them, whose doubles (8 MiB) are memory that is free again and need not be had anew
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -92,12 +95,12 @@ class GradientVector:
         """A new vector, by `function(pieces, parameter, start)` applied to the entries of this vector and `others`."""
         result = self.new_zero()
         for position, where, stretch, pieces in self._pieces(others):
-            if result.tensors[position] is None:
-                like = next(one.tensors[position] for one in (self, *others) if one.tensors[position] is not None)
-                result.tensors[position] = torch.zeros(
-                    like.shape, dtype=accumulation_dtype(like.dtype), device=like.device
-                )
-            result.tensors[position].view(-1)[stretch] = function(pieces, *where).to(result.tensors[position].dtype)
+            found = result.tensors[position]
+            if found is None:
+                like = next(one for vector in (self, *others) if (one := vector.tensors[position]) is not None)
+                found = torch.zeros(like.shape, dtype=accumulation_dtype(like.dtype), device=like.device)
+                result.tensors[position] = found
+            found.view(-1)[stretch] = function(pieces, *where).to(found.dtype)
         return result
 
     def sums(self, others: Sequence[GradientVector], function: CoordinateFunction) -> Tensor:
@@ -105,10 +108,11 @@ class GradientVector:
         The numbers that `function(pieces, parameter, start)` gives, a tensor that is the same for all stretches in shape,
         added up over the whole vector, in float64 on the CPU.
         """
-        total = torch.zeros((), dtype=torch.float64)
+        total: Tensor | None = None
         for _, where, _, pieces in self._pieces(others):
-            total = total + function(pieces, *where).double().cpu()
-        return total if total.ndim else torch.zeros((1 + len(others),) * 2, dtype=torch.float64)
+            part = function(pieces, *where).double().cpu()
+            total = part if total is None else total + part
+        return function(torch.zeros(1 + len(others), 0, dtype=torch.float64), 0, 0) if total is None else total
 
     def entries(self) -> Iterator[tuple[int, int, Tensor]]:
         """What is reached of every parameter here: its position, where the piece starts in it (flattened), the piece."""
@@ -116,19 +120,20 @@ class GradientVector:
             if tensor is not None:
                 yield position, 0, tensor
 
-    def _stretches(self, position: int, size: int) -> Iterator[tuple[tuple[int, int], slice]]:
+    def _stretches(self, position: int, size: int, length: int) -> Iterator[tuple[tuple[int, int], slice]]:
         """Cuts the flattened tensor at `position` into stretches, each with the parameter and the place it is of."""
-        for start in range(0, size, STRETCH):
-            yield (position, start), slice(start, min(start + STRETCH, size))
+        for start in range(0, size, length):
+            yield (position, start), slice(start, min(start + length, size))
 
     def _pieces(self, others: Sequence[GradientVector]) -> Iterator[tuple[int, tuple[int, int], slice, Tensor]]:
         """The entries of this vector and `others` side by side in float64, stretch by stretch; zero where unreached."""
+        length = min(STRETCH, max(TOGETHER // (1 + len(others)), 1))
         for position, tensors in enumerate(zip(self.tensors, *(other.tensors for other in others))):
             like = next((tensor for tensor in tensors if tensor is not None), None)
             if like is None:
                 continue
             flat = [None if tensor is None else tensor.reshape(-1) for tensor in tensors]
-            for where, stretch in self._stretches(position, like.numel()):
+            for where, stretch in self._stretches(position, like.numel(), length):
                 empty = like.new_zeros(stretch.stop - stretch.start, dtype=torch.float64)
                 yield (
                     position,
@@ -157,7 +162,9 @@ class GradientVector:
         self._adopt(other, weight, lambda mine, theirs: _lerp(mine, theirs, weight))
         return self
 
-    def _adopt(self, other: GradientVector, alpha: float, combine) -> None:
+    def _adopt(
+        self, other: GradientVector, alpha: float, combine: Callable[[list[Tensor], list[Tensor]], None]
+    ) -> None:
         """Combines the entries that both have, and starts from `alpha * other` where this vector has none yet."""
         pairs = [(a, b) for a, b in zip(self.tensors, other.tensors) if a is not None and b is not None]
         if pairs:

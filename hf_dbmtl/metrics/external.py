@@ -76,7 +76,7 @@ def _load_evaluate(name: str) -> Any:
 def _predictions_and_references(
     prediction: EvalPrediction, task: Task | None, whole_rows: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    logits, raw = logits_of(prediction), prediction.label_ids
+    logits, raw = logits_of(prediction), np.asarray(prediction.label_ids)
     if task is not None:
         kind = task.kind
     elif np.issubdtype(raw.dtype, np.floating) or (logits.ndim > raw.ndim and logits.shape[-1] == 1):
@@ -89,9 +89,9 @@ def _predictions_and_references(
         return logits.argmax(-1)[mask], labels[mask]
     labels = float_labels(raw, logits.shape[-1] if logits.ndim > 1 else 1, kind)
     predictions = logits.reshape(labels.shape)
-    mask = is_labelled(labels)
+    mask: np.ndarray = is_labelled(labels)
     if whole_rows:
-        mask = mask.all(-1)
+        mask = np.asarray(mask.all(-1))
     if kind == "regression":
         return predictions[mask].astype(np.float64), labels[mask]
     return (predictions[mask] > 0).astype(np.int64), (labels[mask] > 0.5).astype(np.int64)

@@ -58,7 +58,7 @@ def regression(task: Task, logits: np.ndarray, labels: np.ndarray, mask: np.ndar
         scores["mae"].append(mean_absolute_error(truth, predicted))
         scores["pearson"].append(np.nan_to_num(pearsonr(truth, predicted).statistic) if several else 0.0)
         scores["spearman"].append(np.nan_to_num(spearmanr(truth, predicted).statistic) if several else 0.0)
-    return {key: np.mean(values) for key, values in scores.items()}
+    return {key: float(np.mean(values)) for key, values in scores.items()}
 
 
 def multiple_choice(task: Task, logits: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> dict[str, float]:

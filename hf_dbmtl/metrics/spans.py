@@ -20,14 +20,17 @@ __all__ = ["is_bio", "token_classification"]
 def token_classification(task: Task, logits: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     predicted = logits.argmax(-1)
     scores = class_scores(labels[mask], predicted[mask])
-    if not is_bio(task.label_names):
+    names = task.label_names
+    if names is None or not is_bio(names):
         return scores
-    return _span_scores(task.label_names, labels, predicted, mask) | scores
+    return _span_scores(names, labels, predicted, mask) | scores
 
 
 def is_bio(names: Sequence[str] | None) -> bool:
     """Whether every name is "O", "B-type" or "I-type", and at least one begins a span."""
-    return bool(names) and all(re.fullmatch(r"O|[BI]-.+", n) for n in names) and any(n[0] == "B" for n in names)
+    if not names:
+        return False
+    return all(re.fullmatch(r"O|[BI]-.+", n) for n in names) and any(n[0] == "B" for n in names)
 
 
 def _spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:

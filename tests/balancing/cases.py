@@ -100,14 +100,16 @@ def play(
     updates, factors = [], []
     for step in steps:
         balancer.begin(epoch=balancer.steps if epoch is None else epoch)
-        derivatives = {}
         for task, item in step.items():
             loss = torch.tensor(item.loss, dtype=torch.float64)
-            derivatives[task] = balancer.derivative(task, loss).item()
-            balancer.take(task, item.loss, vector(item.gradient).mul_(derivatives[task]))
+            balancer.take(task, item.loss, vector(item.gradient).mul_(balancer.derivative(task, loss).item()))
+        if balancer.validates:  # as if every task's validation loss had the gradient of its training loss
+            balancer.planned()
+            products = [balancer.products(vector(item.gradient)) for item in step.values()]
+            balancer.tune(torch.stack(products), learning_rate=0.1)
         balanced = balancer.balance()
         updates.append(flat(balanced.update, next(iter(step.values())).gradient))
-        factors.append({task: balanced.weights[task] * derivatives[task] for task in step})
+        factors.append({task: balanced.factors[task] for task in step})
         if balancer.looks_again:
             balancer.look_again({task: item.later for task, item in step.items()})
     return updates, factors

@@ -134,6 +134,8 @@ def check_needs(name: str) -> None:
     elif needed == "gramian":
         assert by_norms, f"'{name}' declares to need the Gramian, and its weights follow from the norms."
         assert "rotation_invariant" in holds(balancer), f"'{name}' declares to need no more than the Gramian."
+    elif needed == "validation":
+        assert by_norms, f"'{name}' declares to be tuned on validation gradients, and does not look at them."
     else:
         assert "rotation_invariant" not in holds(balancer), f"'{name}' declares to need more than a Gramian."
 

@@ -32,7 +32,8 @@ def end(folder: Path, name: str, resume: Path | None = None) -> dict[str, torch.
         save_only_model=False,
         logging_strategy="no",
     )
-    trainer = MultiTaskTrainer(model=Quadratic(CASE), args=args, train_dataset=DATA)
+    validation = DATA if make_balancer(name).validates else None
+    trainer = MultiTaskTrainer(Quadratic(CASE), args, train_dataset=DATA, validation_dataset=validation)
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     state = trainer.balancer.state_dict()
     rows = {f"{key} {task}": row for key, by_task in state["vectors"].items() for task, row in by_task.items()}

@@ -158,7 +158,7 @@ FILE = [
 TASK = [
     (", txt: x", ["tasks.a.txt", "'text'"]),
     (", learning_rate: 1", ["tasks.a.learning_rate", "whole run"]),
-    (", frobnicate: 1", ["tasks.a.frobnicate", "those here are kind, dataset, text"]),
+    (", frobnicate: 1", ["tasks.a.frobnicate", "those here are kind, dataset, group, text"]),
     (", label_names: [0, 1]", ["tasks.a.label_names: it must be a list of strings", "put its entries in quotes"]),
     (", num_labels: two", ["tasks.a.num_labels: it must be a whole number"]),
     (", text: 3", ["tasks.a.text: it must be a string or a list of strings, and is 3"]),

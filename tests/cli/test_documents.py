@@ -28,8 +28,13 @@ def blocks(page: str) -> list[re.Match]:
     return list(BLOCK.finditer((DOCS / page).read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("page", ["quickstart.md", "choosing_a_balancer.md", "your_data.md", "your_model.md"])
-def test_page(page, encoder, folder, tmp_path, monkeypatch, capsys):
+PAGES = ["quickstart.md", "choosing_a_balancer.md", "your_data.md", "your_model.md"]
+
+
+@pytest.mark.parametrize(
+    ("page", "compares"), [*((page, False) for page in PAGES), pytest.param(PAGES[0], True, marks=pytest.mark.slow)]
+)
+def test_page(page, compares, encoder, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(DOCS.parent))
@@ -46,6 +51,8 @@ def test_page(page, encoder, folder, tmp_path, monkeypatch, capsys):
         elif block["language"] == "bash":
             for command in (line for line in text.splitlines() if line.startswith("hf-dbmtl")):
                 words = shlex.split(command)[1:]
+                if words[0] == "compare" and not compares:  # a process for every run: `test_compare.py` has it
+                    continue
                 main([*words, *SMALL[words[0]].split()])
                 ran += 1
         else:
@@ -53,7 +60,7 @@ def test_page(page, encoder, folder, tmp_path, monkeypatch, capsys):
     assert ran
     if page == "quickstart.md":
         assert len(Path("predictions.jsonl").read_text().splitlines()) == 8
-        assert "Δp %" in capsys.readouterr().out
+        assert ("Δp %" in capsys.readouterr().out) == compares
 
 
 def test_settings_of_the_page_on_the_command_line(tmp_path):

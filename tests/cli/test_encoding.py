@@ -19,7 +19,7 @@ def tokenizer(encoder):
 
 def run(tokenizer, rows: Dataset, kind: str, text: list[str], max_length: int | None = None) -> Dataset:
     task = declare_task("t", TaskSettings(kind, DatasetSettings(), label_names=["O", "X"]), rows)
-    return encode(rows, tokenizer, text, LabelReader.of("t", task, ["label"], rows), max_length)
+    return encode(rows, tokenizer, text, {"labels": LabelReader.of("t", task, ["label"], rows)}, max_length)
 
 
 SENTENCES = [["the", "films", "acting"], ["Paris", "plots"], ["a"]]

@@ -25,7 +25,7 @@ import hf_dbmtl
 from hf_dbmtl import MultiTaskTrainingArguments
 from hf_dbmtl.balancing import balancer_names
 from hf_dbmtl.cli.config import run_settings
-from hf_dbmtl.cli.settings import Setting, TaskSettings, settings_of
+from hf_dbmtl.cli.settings import Setting, settings_of
 from hf_dbmtl_cli.commands import make_parser
 
 
@@ -105,7 +105,7 @@ def _settings(known: dict[str, Setting], path: str) -> Iterator[str]:
     for name, setting in known.items():
         yield f"{path}{name}{' (required)' if setting.required else f' = {setting.default!r}'}"
         if setting.group_by_name is not None:
-            yield from _settings(settings_of(TaskSettings), f"{path}{name}.NAME.")
+            yield from _settings(settings_of(setting.group_by_name), f"{path}{name}.NAME.")
         elif setting.group is not None:
             yield from _settings(settings_of(setting.group), f"{path}{name}.")
 

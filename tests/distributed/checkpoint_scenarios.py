@@ -8,9 +8,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from distributed_cases import ShardedTrainer, world_size
-from helpers import arguments, tiny_data, tiny_model, train
+from helpers import arguments, distance, tiny_data, tiny_model, train
 
 from hf_dbmtl import MultiTaskTrainer
+from hf_dbmtl.manifest import MANIFEST_NAME
 
 
 ROWS = 8  # of each task in a step
@@ -26,16 +27,12 @@ def run(folder: Path, layout: str, resume: Path | None = None, **options: Any) -
         gradient_accumulation_steps=accumulation,
         num_train_epochs=2,
         lr_scheduler_type="linear",
-        optim="adamw_torch",
-        optim_args="eps=0.1",
         save_strategy="steps",
-        save_steps=1,
         fsdp=layout == "fsdp",
-        **options,
+        **{"save_steps": 2, "optim": "adamw_torch", "optim_args": "eps=0.1", **options},
     )
+    # No task reaches its pooler, which is trainable all the same: the optimizer has no state for it.
     model = tiny_model(dtype=torch.float64, seed=0 if resume is None else 1)
-    # No task reaches it, and torch refuses to load a sharded optimizer that lacks the state of a trainable parameter.
-    model.encoder.pooler.requires_grad_(False)
     return train(
         model,
         args,
@@ -46,7 +43,7 @@ def run(folder: Path, layout: str, resume: Path | None = None, **options: Any) -
 
 
 def save(folder: Path, layout: str) -> dict[str, Any]:
-    """A run that is not interrupted, with a checkpoint after every step."""
+    """A run that is not interrupted, with a checkpoint after every other step."""
     trainer, steps = run(folder / f"{layout}-{world_size()}", layout)
     return _kept(folder / f"{layout}-{world_size()}", trainer, steps)
 
@@ -65,7 +62,33 @@ def resume_without_skipping(folder: Path, layout: str, saved_by: str) -> dict[st
     return _kept(own, *run(own, layout, checkpoint, ignore_data_skip=True))
 
 
+def keeps_nothing(folder: Path) -> dict[str, Any]:
+    """Stopped and resumed with an optimizer without any state, whose learning rate falls."""
+    options = {"optim": "sgd", "optim_args": None, "max_steps": 3}
+    _, whole = run(folder / "sgd", "fsdp", **options)
+    trainer, resumed = run(folder / "sgd-resumed", "fsdp", folder / "sgd" / "checkpoint-2", **options)
+    found = {"distance": distance(whole[2:], resumed), "control": distance(whole[1:2], resumed)}
+    return {**found, "rates": [record["learning_rate"] for record in trainer.state.log_history if "loss" in record]}
+
+
+def unreadable(folder: Path) -> dict[str, Any]:
+    """The file of the optimizer is cut short, in a checkpoint without a list of its files: only one process reads it."""
+    checkpoint = folder / "sgd" / "checkpoint-2"
+    if dist.get_rank() == 0:
+        (checkpoint / MANIFEST_NAME).unlink()
+        whole = (checkpoint / "optimizer.bin").read_bytes()
+        (checkpoint / "optimizer.bin").write_bytes(whole[: len(whole) // 2])
+    dist.barrier()
+    try:
+        run(folder / "unreadable", "fsdp", checkpoint, optim="sgd", optim_args=None, max_steps=3)
+    except ValueError as error:
+        return {"refused": str(error)}
+    return {}
+
+
 def _kept(folder: Path, trainer: MultiTaskTrainer, steps: list[dict]) -> dict[str, Any]:
     rank = dist.get_rank() if dist.is_initialized() else 0
     torch.save(steps, folder / f"steps-{rank}.pt")
-    return {"balanced": trainer.balancer.steps, "steps": trainer.state.global_step}
+    there = {id(parameter) for parameter in trainer.optimizer.state}
+    stateless = [name for name, parameter in trainer.model.named_parameters() if id(parameter) not in there]
+    return {"balanced": trainer.balancer.steps, "steps": trainer.state.global_step, "stateless": stateless}

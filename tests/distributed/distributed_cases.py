@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from datasets import Dataset
 from helpers import TASKS, VOCAB, arguments, tiny_data, tiny_dataset, train
 from torch import Tensor
 from transformers import BertConfig, BertModel
@@ -48,7 +49,7 @@ BALANCERS: dict[str, dict[str, Any]] = {
     "wrong_logs": {"balancer": "ema+max_norm"},
 }
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
-INPUTS = ("separate",)  # and "shared": tasks that share one forward pass
+INPUTS = ("separate", "shared")  # a dataset per task, or one forward pass for all but one of them
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,11 @@ def _thin() -> Iterable[Case]:
             yield Case("ddp", balancer, accumulation=2)
     for balancer in ("db_mtl", "db_mtl_beta0", "log+pcgrad", "graddrop", "famo", "excess_mtl", "moml"):
         yield Case("fsdp", balancer)
+    for balancer in ("db_mtl", "db_mtl_beta0", "cagrad", "ew", "famo", "moml"):
+        yield Case("ddp", balancer, accumulation=2, inputs="shared")
+    for balancer in ("db_mtl", "db_mtl_beta0"):
+        yield Case("fsdp", balancer, inputs="shared")
+    yield Case("fsdp", "log+pcgrad", accumulation=2, inputs="shared")
     for layout in ("ddp", "fsdp"):
         yield Case(layout, "db_mtl", "float32")
         yield Case(layout, "db_mtl", accumulation=1 if layout == "ddp" else 2)
@@ -169,6 +175,15 @@ class MeanOfLogsTrainer(MultiTaskTrainer):
 TRAINERS = {"fsdp": ShardedTrainer, "wrong_local": LocalTrainer, "wrong_logs": MeanOfLogsTrainer}
 
 
+def shared_data(rows: int = 40, seed: int = 0) -> dict[str, Dataset]:
+    """A group of tasks, the last of which has a label in two rows of a step or none, and a small dataset beside it."""
+    columns = {task: tiny_dataset(TASKS[task], rows, seed + i, 0.2)["labels"][:] for i, task in enumerate(TASKS)}
+    columns["tags"] = [label if row % 8 == 0 else None for row, label in enumerate(columns["tags"])]
+    inputs = tiny_dataset(TASKS["topic"], rows, seed).remove_columns("labels")
+    group = {**inputs.to_dict(), **{task: columns[task] for task in ("topic", "traits", "tags")}}
+    return {"group": Dataset.from_dict(group), "score": tiny_dataset(TASKS["score"], 5, seed + 1)}
+
+
 def run_case(case: Case, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Trains on this process and returns what every step came to, and the losses logged."""
     args = arguments(
@@ -183,6 +198,9 @@ def run_case(case: Case, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any
     validation = tiny_data(rows=2 * ROWS, seed=70) if case.balancer == "moml" else None
     # with a fifth of the labels gone, item counts differ even where rows do not
     data = {task: tiny_dataset(TASKS[task], rows, seed, 0.2) for seed, (task, rows) in enumerate(SIZES.items())}
+    if case.inputs == "shared":
+        data = shared_data()
+        validation = validation and {"group": shared_data(2 * ROWS, seed=70)["group"], "score": validation["score"]}
     kind = TRAINERS.get(case.balancer) or TRAINERS.get(case.layout, MultiTaskTrainer)
     trainer, steps = train(odd_model(DTYPES[case.dtype]), args, data, validation_dataset=validation, trainer=kind)
     tensors = {f"{step} {key}": value for step, content in enumerate(steps) for key, value in content.items()}

@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from datasets import Dataset
-from distributed_cases import DTYPES, SIZES, ShardedTrainer, odd_model
+from distributed_cases import DTYPES, SIZES, ShardedTrainer, odd_model, shared_data
 from helpers import TASKS, arguments, distance, flat, tiny_data, tiny_dataset, tiny_model, train
 from test_buffers import Normed
 from test_faults import Poisoned
@@ -46,7 +46,7 @@ def _counted(folder: Path, layout: str, balancer: str, accumulation: int) -> dic
         per_device_train_batch_size=2,
         gradient_accumulation_steps=accumulation,
         balancer=balancer,
-        max_steps=3,
+        max_steps=2,
         logging_strategy="no",
         fsdp=sharded,
     )
@@ -143,7 +143,13 @@ def evaluated(folder: Path) -> dict[str, Any]:
         if name == "fsdp":
             trainer.train()
         found[name] = {key: value for key, value in trainer.evaluate().items() if key.endswith("_loss")}
+        found[f"{name}, shared"] = metrics_of(trainer.evaluate(shared_data(13)))
     return found
+
+
+def metrics_of(found: dict[str, float]) -> dict[str, float]:
+    """What an evaluation found, without what tells of its speed."""
+    return {key: one for key, one in found.items() if not key.endswith(("runtime", "per_second", "preparation_time"))}
 
 
 class PoisonedOnOne(Poisoned):
@@ -202,20 +208,18 @@ def come_apart(folder: Path) -> dict[str, Any]:
     }
 
 
-def compiled(folder: Path) -> dict[str, Any]:
-    found = {}
-    for name, kind in {"ddp": MultiTaskTrainer, "fsdp": ShardedTrainer}.items():
-        runs = []
-        for options in ({"torch_compile_backend": "aot_eager"}, {}):
-            args = arguments(folder, per_device_train_batch_size=4, max_steps=2, fsdp=name == "fsdp", **options)
-            environment = {} if options else dict.fromkeys(("ACCELERATE_DYNAMO_BACKEND",), "no")
-            with mock.patch.dict("os.environ", environment):
-                trainer, steps = train(tiny_model(), args, tiny_data(rows=24), trainer=kind)
-            runs.append(steps)
-            if options:
-                found[f"{name} compiled"] = trainer.model.encoder._compiled_call_impl is not None
-        found[name] = distance(*runs)
-    return found
+def compiled(folder: Path, layout: str) -> dict[str, Any]:
+    runs = []
+    for options in ({"torch_compile_backend": "aot_eager"}, {}):
+        args = arguments(folder, per_device_train_batch_size=4, max_steps=2, fsdp=layout == "fsdp", **options)
+        environment = {} if options else dict.fromkeys(("ACCELERATE_DYNAMO_BACKEND",), "no")
+        with mock.patch.dict("os.environ", environment):
+            kind = ShardedTrainer if layout == "fsdp" else MultiTaskTrainer
+            trainer, steps = train(tiny_model(), args, tiny_data(rows=24), trainer=kind)
+        runs.append(steps)
+        if options:
+            compiled = trainer.model.encoder._compiled_call_impl is not None
+    return {"compiled": compiled, "distance": distance(*runs)}
 
 
 assert set(SIZES) == set(TASKS)

@@ -6,11 +6,33 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 
 HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Group:
+    """
+    A process group that has ended.
+
+    Attributes:
+        folder (`Path`): where its processes have left their files.
+        found (`list[dict]`): of every process, what each case and scenario came to, by name.
+    """
+
+    folder: Path
+    found: list[dict[str, Any]]
+
+    def of(self, name: str) -> list[Any]:
+        """What one case or scenario came to on every process; it must not have raised."""
+        for outcome in self.found:
+            assert "error" not in outcome[name], outcome[name]["error"]
+        return [outcome[name] for outcome in self.found]
 
 
 def launch(processes: int, script: str, *arguments: Any, timeout: float = 600) -> subprocess.CompletedProcess:
@@ -25,8 +47,10 @@ def launch(processes: int, script: str, *arguments: Any, timeout: float = 600) -
     )
 
 
-def outcomes(processes: int, script: str, folder: Path, *arguments: Any, timeout: float = 600) -> list[dict]:
-    """As `launch`, and returns what every process has written into `outcomes-{rank}.json`."""
-    done = launch(processes, script, folder, *arguments, timeout=timeout)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return [json.loads((folder / f"outcomes-{rank}.json").read_text()) for rank in range(processes)]
+def started(processes: int, folder: Path, names: Iterable[Any], timeout: float = 600, again: bool = False) -> Group:
+    """The group that has run cases and scenarios into a folder; it is started where the folder is not there yet, or again."""
+    if again or not folder.exists():
+        folder.mkdir(exist_ok=True)
+        done = launch(processes, "worker.py", folder, *names, timeout=timeout)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return Group(folder, [json.loads((folder / f"outcomes-{rank}.json").read_text()) for rank in range(processes)])

@@ -113,8 +113,7 @@ def other_arguments(folder: Path) -> dict[str, Any]:
     found = {}
     for name, options in {
         "plain": {},
-        "clipped": {"max_grad_norm": 0.5},
-        "multiplied": {"heads_lr_multiplier": 3.0},
+        "clipped and multiplied": {"max_grad_norm": 0.5, "heads_lr_multiplier": 3.0},
         "checkpointing": {"activation_checkpointing": True},
     }.items():
         records = []
@@ -125,9 +124,10 @@ def other_arguments(folder: Path) -> dict[str, Any]:
                 fsdp=kind is ShardedTrainer,
                 optim="adamw_torch_fused",
                 optim_args="eps=0.1",
+                max_steps=2,
                 **options,
             )
-            data = tiny_data(rows=24)
+            data = tiny_data(rows=16)
             trainer, steps = train(tiny_model(), args, data, trainer=kind, eval_dataset=data)
             metrics = trainer.evaluate()
             records.append((steps, flat(trainer.model.parameters()), metrics["eval_loss"]))

@@ -14,28 +14,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+from distributed_cases import shared_data  # noqa: E402
+from exchange_scenarios import metrics_of  # noqa: E402
 from helpers import TASKS, arguments, tiny_data, tiny_dataset, tiny_model  # noqa: E402
-from launching import outcomes  # noqa: E402
+from launching import Group, started  # noqa: E402
 from paper_arithmetic import averages, ddp_buffers, ddp_sent, fsdp_sent, reducing_each, table  # noqa: E402
 
 from hf_dbmtl import MultiTaskTrainer  # noqa: E402
 
 
-NAMES = ("counted", "averaged_buffers", "evaluated", "poisoned", "come_apart", "compiled")
 W, T = 2, len(TASKS)
-
-
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
-    folder = tmp_path_factory.mktemp("exchange")
-    found = outcomes(W, "worker.py", folder, *(f"exchange_scenarios:{name}" for name in NAMES))
-    return {name: [outcome[f"exchange_scenarios:{name}"] for outcome in found] for name in NAMES}
-
-
-def of(seen: dict[str, list[dict]], name: str) -> list[dict]:
-    for outcome in seen[name]:
-        assert "error" not in outcome, outcome["error"]
-    return seen[name]
 
 
 def sizes(shapes: list[list[int]]) -> tuple[int, int, int]:
@@ -46,8 +34,8 @@ def sizes(shapes: list[list[int]]) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("run", ["db_mtl 1", "db_mtl 2", "log+pcgrad 1"])
-def test_ddp(run: str, seen: dict) -> None:
-    for outcome in of(seen, "counted"):
+def test_ddp(run: str, pair: Group) -> None:
+    for outcome in pair.of("exchange_scenarios:counted"):
         found = outcome[f"ddp {run}"]
         whole, padded, _ = sizes(found["shapes"])
         assert whole != padded
@@ -64,9 +52,9 @@ def test_ddp(run: str, seen: dict) -> None:
 
 
 @pytest.mark.parametrize("run", ["db_mtl 1", "db_mtl 2", "log+pcgrad 1"])
-def test_fsdp(run: str, seen: dict) -> None:
+def test_fsdp(run: str, pair: Group) -> None:
     passes = T * int(run[-1])
-    for outcome in of(seen, "counted"):
+    for outcome in pair.of("exchange_scenarios:counted"):
         found = outcome[f"fsdp {run}"]
         whole, _, padded = sizes(found["shapes"])
         reached = padded - sizes([shape for shape in found["shapes"] if shape == [8, 8]][-1:])[2] - 8  # no pooler
@@ -79,9 +67,9 @@ def test_fsdp(run: str, seen: dict) -> None:
         assert sum(found["buffers"]) == 0  # everything shared is sharded
 
 
-def test_the_whole_rows_would_be_more(seen: dict) -> None:
+def test_the_whole_rows_would_be_more(pair: Group) -> None:
     """The control: what is counted depends on the layout and on the micro-batches."""
-    (one, _) = of(seen, "counted")
+    (one, _) = pair.of("exchange_scenarios:counted")
     assert one["ddp db_mtl 1"]["sizes"] == one["ddp db_mtl 2"]["sizes"]
     assert one["fsdp db_mtl 2"]["sizes"]["reduce_scatter"] == 2 * one["fsdp db_mtl 1"]["sizes"]["reduce_scatter"]
 
@@ -90,8 +78,8 @@ def test_the_table_is_that_of_the_formulas() -> None:
     assert table() in (ROOT / "docs" / "scaling.md").read_text()
 
 
-def test_buffers_are_averaged(seen: dict) -> None:
-    one, other = of(seen, "averaged_buffers")
+def test_buffers_are_averaged(pair: Group) -> None:
+    one, other = pair.of("exchange_scenarios:averaged_buffers")
     assert one["before"] != other["before"]
     mean = [(a + b) / 2 for a, b in zip(one["before"], other["before"])]
     assert one["after"] == other["after"] == pytest.approx(mean, rel=1e-6)
@@ -99,7 +87,7 @@ def test_buffers_are_averaged(seen: dict) -> None:
     assert one["counted"] == other["counted"] == 4
 
 
-def test_evaluation_is_that_of_one_process(seen: dict, tmp_path: Path) -> None:
+def test_evaluation_is_that_of_one_process(pair: Group, tmp_path: Path) -> None:
     data = {
         task: tiny_dataset(TASKS[task], rows, seed, 0.3)
         for seed, (task, rows) in enumerate(zip(TASKS, (10, 13, 3, 16), strict=True))
@@ -109,20 +97,24 @@ def test_evaluation_is_that_of_one_process(seen: dict, tmp_path: Path) -> None:
     )
     expected = {key: value for key, value in trainer.evaluate().items() if key.endswith("_loss")}
     assert len(expected) == T + 1
-    for outcome in of(seen, "evaluated"):
+    shared = metrics_of(trainer.evaluate(shared_data(13)))
+    assert len(shared) > 2 * T
+    for outcome in pair.of("exchange_scenarios:evaluated"):
+        assert outcome["ddp, shared"] == pytest.approx(shared, rel=1e-9)
+        assert outcome["fsdp, shared"] == pytest.approx(shared, rel=1e-9)
         assert outcome["ddp"] == pytest.approx(expected, rel=1e-9)
         assert outcome["fsdp"] == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_nan_on_one_process(seen: dict) -> None:
-    one, other = of(seen, "poisoned")
+def test_a_nan_on_one_process(pair: Group) -> None:
+    one, other = pair.of("exchange_scenarios:poisoned")
     assert one == other
     assert one["updates"][1] == 0 < one["updates"][0] and one["balanced"] == 2
     assert math.isfinite(one["weights"]) and "Task 'traits'" in one["raised"]
 
 
-def test_processes_that_come_apart(seen: dict) -> None:
-    one, other = of(seen, "come_apart")
+def test_processes_that_come_apart(pair: Group) -> None:
+    one, other = pair.of("exchange_scenarios:come_apart")
     assert one == other
     assert one["same"] == one["rows, unchecked"] == one["drift, unchecked"] == ""
     assert one["size"].startswith("The processes of this run differ in the number of steps")
@@ -131,8 +123,13 @@ def test_processes_that_come_apart(seen: dict) -> None:
     assert one["drift"].startswith("The processes of this run differ in the parameter 'heads.topic.linear.bias'.")
 
 
-@pytest.mark.parametrize("layout", ["ddp", "fsdp"])
-def test_compiled(layout: str, seen: dict) -> None:
-    for outcome in of(seen, "compiled"):
-        assert outcome[f"{layout} compiled"]
-        assert outcome[layout] < 1e-10
+def test_compiled(pair: Group) -> None:
+    for outcome in pair.of("exchange_scenarios:compiled:ddp"):
+        assert outcome["compiled"] and outcome["distance"] < 1e-10
+
+
+@pytest.mark.slow
+def test_compiled_and_sharded(tmp_path: Path) -> None:
+    name = "exchange_scenarios:compiled:fsdp"
+    for outcome in started(W, tmp_path / "compiled", [name]).of(name):
+        assert outcome["compiled"] and outcome["distance"] < 1e-10

@@ -17,7 +17,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 
 from distributed_cases import MATRIX, THIN, WRONG, Case, run_case  # noqa: E402
-from launching import outcomes  # noqa: E402
+from launching import Group, started  # noqa: E402
 
 
 KINDS = {"ddp": "ReplicatedGradients", "fsdp": "ShardedGradients"}
@@ -29,17 +29,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache
-def single(balancer: str, dtype: str, folder: Path) -> tuple[dict[str, Tensor], dict]:
+def single(balancer: str, dtype: str, folder: Path, inputs: str = "separate") -> tuple[dict[str, Tensor], dict]:
     """One process on the whole batch."""
-    return run_case(Case("single", balancer, dtype), folder)
+    return run_case(Case("single", balancer, dtype, inputs=inputs), folder)
 
 
 @cache
-def group(processes: int, cases: tuple[Case, ...], folder: Path) -> list[dict]:
-    """One process group that runs all cases."""
-    own = folder / str(processes)
-    own.mkdir(exist_ok=True)
-    return outcomes(processes, "worker.py", own, *cases, timeout=3600)
+def matrix(processes: int, folder: Path) -> Group:
+    """One process group that runs all cases of the matrix."""
+    return started(processes, folder / f"matrix-{processes}", MATRIX, timeout=3600)
 
 
 def distances(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
@@ -49,30 +47,29 @@ def distances(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
     return {key: ((a[key] - b[key]).norm() / a[key].norm().clamp(min=1e-300)).item() for key in a if a[key].numel()}
 
 
-def agrees(case: Case, processes: int, found: list[dict], folder: Path) -> None:
-    expected, record = single(case.balancer, case.dtype, folder)
-    for rank, outcome in enumerate(found):
-        assert "error" not in outcome[str(case)], outcome[str(case)]["error"]
-        tensors = load_file(folder / str(processes) / f"{case}-{rank}.safetensors")
+def agrees(case: Case, group: Group, folder: Path) -> None:
+    expected, record = single(case.balancer, case.dtype, folder, case.inputs)
+    processes = len(group.found)
+    for rank, outcome in enumerate(group.of(str(case))):
+        tensors = load_file(group.folder / f"{case}-{rank}.safetensors")
         worst = distances(expected, tensors)
         assert max(worst.values()) < case.bound, sorted(worst.items(), key=lambda entry: -entry[1])[:5]
-        assert outcome[str(case)]["losses"] == pytest.approx(record["losses"], rel=1e-5)
-        assert outcome[str(case)]["shared"] == record["shared"]
+        assert outcome["losses"] == pytest.approx(record["losses"], rel=1e-5)
+        assert outcome["shared"] == record["shared"]
         if processes > 1:
-            assert outcome[str(case)]["gradients"] == KINDS[case.layout]
+            assert outcome["gradients"] == KINDS[case.layout]
             assert record["shared"] % processes != 0 or case.balancer == "frozen"
 
 
 @pytest.mark.parametrize("case", THIN, ids=str)
-def test_two_processes_agree(case: Case, folder: Path) -> None:
-    agrees(case, 2, group(2, (*THIN, *WRONG), folder), folder)
+def test_two_processes_agree(case: Case, pair: Group, folder: Path) -> None:
+    agrees(case, pair, folder)
 
 
 @pytest.mark.parametrize("case", WRONG, ids=str)
-def test_mistakes_would_show(case: Case, folder: Path) -> None:
-    (outcome, _) = group(2, (*THIN, *WRONG), folder)
-    assert "error" not in outcome[str(case)], outcome[str(case)]["error"]
-    found = load_file(folder / "2" / f"{case}-0.safetensors")
+def test_mistakes_would_show(case: Case, pair: Group, folder: Path) -> None:
+    assert pair.of(str(case))
+    found = load_file(pair.folder / f"{case}-0.safetensors")
     expected, _ = single("db_mtl", "float64", folder)
     assert distances({"": expected["0 update"]}, {"": found["0 update"]})[""] > 1e-3
 
@@ -81,6 +78,4 @@ def test_mistakes_would_show(case: Case, folder: Path) -> None:
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("case", MATRIX, ids=str)
 def test_matrix(case: Case, processes: int, folder: Path) -> None:
-    matrix = folder / "matrix"
-    matrix.mkdir(exist_ok=True)
-    agrees(case, processes, group(processes, tuple(MATRIX), matrix), matrix)
+    agrees(case, matrix(processes, folder), folder)

