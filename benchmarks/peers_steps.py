@@ -22,8 +22,6 @@ __all__ = ["libmtl_step", "torchjd_step"]
 EPSILON = 1e-8
 BETA, DECAY = 0.9, 0.5  # beta_k = 0.9 / sqrt(k), as this package has it by default
 
-Batch = dict[str, dict[str, Tensor]]  # a batch by task
-
 
 class Pooled(nn.Module):
     """The encoder, as a model of one tensor: the first token's output."""
@@ -36,7 +34,7 @@ class Pooled(nn.Module):
         return self.encoder(**inputs).last_hidden_state[:, 0]
 
 
-def _split(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+def _split(batch: dict[str, Any]) -> tuple[dict[str, Tensor], Any]:
     return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
 
 
@@ -45,37 +43,42 @@ def _split(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
 
 def _import_libmtl(folder: Path) -> tuple[type, type]:
     """Its DB-MTL and its architecture, without the package's `__init__`, which needs torch_geometric and more."""
-    for name in ("LibMTL", "LibMTL.weighting", "LibMTL.architecture"):
-        module = types.ModuleType(name)
-        module.__path__ = [str(folder.joinpath(*name.split(".")))]
-        sys.modules[name] = module
     if not (folder / "LibMTL" / "weighting" / "DB_MTL.py").is_file():
         raise SystemExit(
             f"--libmtl: {folder} has no LibMTL/weighting/DB_MTL.py; the release on PyPI lacks it: give a clone of "
             "https://github.com/median-research-group/LibMTL."
         )
+    for name in ("LibMTL", "LibMTL.weighting", "LibMTL.architecture"):
+        module = types.ModuleType(name)
+        module.__path__ = [str(folder.joinpath(*name.split(".")))]
+        sys.modules[name] = module
     method = importlib.import_module("LibMTL.weighting.DB_MTL").DB_MTL
     return importlib.import_module("LibMTL.architecture.HPS").HPS, method
 
 
-def libmtl_step(model: MultiTaskModel, folder: Path) -> Callable[[Batch], None]:
-    """What LibMTL's Trainer does between fetching a batch and the optimizer's step, with inputs of the tasks' own."""
+def libmtl_step(model: MultiTaskModel, folder: Path, shared: bool) -> Callable[[dict[str, Any]], None]:
+    """What LibMTL's Trainer does between fetching a batch and the optimizer's step (`forward4loss` and `backward`)."""
     architecture, method = _import_libmtl(folder)
 
     class MTLModel(architecture, method):  # as its Trainer puts them together
         def __init__(self) -> None:
             super().__init__(
-                list(model.tasks), lambda: Pooled(model.encoder), model.heads, False, True, torch.device("cpu")
+                list(model.tasks), lambda: Pooled(model.encoder), model.heads, False, not shared, torch.device("cpu")
             )
             self.init_param()
 
     whole = MTLModel()
 
-    def step(batches: Batch) -> None:
-        losses = torch.zeros(len(batches))
-        for place, (task, batch) in enumerate(batches.items()):
+    def step(batch: dict[str, Any]) -> None:
+        losses = torch.zeros(len(model.tasks))
+        if shared:
             inputs, labels = _split(batch)
-            losses[place] = model.tasks[task].loss(whole(inputs, task)[task], labels)[0]
+            outputs = whole(inputs)
+        for place, (name, task) in enumerate(model.tasks.items()):
+            if not shared:
+                inputs, own = _split(batch[name])
+                outputs, labels = whole(inputs, name), {name: own}
+            losses[place] = task.loss(outputs[name], labels[name])[0]
         model.zero_grad(set_to_none=False)
         whole.backward(losses, DB_beta=BETA, DB_beta_sigma=DECAY)
 
@@ -101,22 +104,29 @@ class DualBalancing(Aggregator):
         return (norms.max() / (norms + EPSILON)) @ self.average
 
 
-def torchjd_step(model: MultiTaskModel, parallel_chunk_size: int | None) -> Callable[[Batch], None]:
+def torchjd_step(
+    model: MultiTaskModel, parallel_chunk_size: int | None, shared: bool
+) -> Callable[[dict[str, Any]], None]:
     """`mtl_backward` and `jac_to_grad`, as TorchJD's example of multi-task learning has them."""
     aggregator, encoder = DualBalancing(), Pooled(model.encoder)
-    shared = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
+    heads = [list(model.heads[name].parameters()) for name in model.tasks]
 
-    def step(batches: Batch) -> None:
+    def step(batch: dict[str, Any]) -> None:
         features, losses = [], []
-        for task, batch in batches.items():
+        if shared:
             inputs, labels = _split(batch)
             features.append(encoder(inputs))
-            losses.append(torch.log(model.tasks[task].loss(model.heads[task](features[-1]), labels)[0] + EPSILON))
+        for name, task in model.tasks.items():
+            if not shared:
+                inputs, own = _split(batch[name])
+                labels = {name: own}
+                features.append(encoder(inputs))
+            losses.append(torch.log(task.loss(model.heads[name](features[-1]), labels[name])[0] + EPSILON))
         model.zero_grad()
-        heads = [list(model.heads[task].parameters()) for task in batches]
         mtl_backward(
-            losses, features, tasks_params=heads, shared_params=shared, parallel_chunk_size=parallel_chunk_size
+            losses, features, tasks_params=heads, shared_params=parameters, parallel_chunk_size=parallel_chunk_size
         )
-        jac_to_grad(shared, aggregator)
+        jac_to_grad(parameters, aggregator)
 
     return step

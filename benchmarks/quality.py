@@ -145,6 +145,8 @@ def tune(options: argparse.Namespace, name: str, suite: Suite, steps: int) -> tu
     by_rate: dict[str, dict[str, float]] = {f"{rate:g}": {} for rate in suite.grid}
     for one in summarise(found, metrics, reference=f"{SINGLE_TASK}@{suite.grid[0]:g}"):
         arm, rate = one.method.split("@")
+        if one.delta_p is None:
+            sys.exit(f"{name}: no learning rate can be chosen, since of {one.method} there is no Δp: {one.why}")
         by_rate[rate][arm] = round(one.delta_p.mean, 2)
     return max(suite.grid, key=lambda rate: sum(by_rate[f"{rate:g}"].values())), by_rate
 

@@ -109,6 +109,8 @@ def read(folder: Path, name: str, rows: int) -> tuple[Any, Any]:
 
 
 def halves(rows: Rows, tuning: int) -> tuple[Rows, Rows]:
+    """The rows to choose the learning rate on, a third at most, and those to test on."""
+    tuning = min(tuning, len(rows) // 3)
     return rows.select(slice(0, tuning)), rows.select(slice(tuning, None))
 
 

@@ -1,0 +1,135 @@
+"""The benchmarks of quality and of the peers run at a tiny size, on generated data. Their figures are for real data and time."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def modules() -> Iterator[tuple[ModuleType, ModuleType]]:
+    sys.path.insert(0, str(BENCHMARKS))
+    import peers
+    import quality
+
+    yield quality, peers
+    sys.path.remove(str(BENCHMARKS))
+
+
+def write(folder: Path, name: str, make: object) -> None:
+    (folder / name).mkdir(parents=True)
+    for split, rows in (("train", 40), ("validation", 150)):
+        Dataset.from_dict(make(np.random.default_rng(rows), rows)).to_parquet(folder / name / f"{split}.parquet")
+
+
+def digits(draw: np.random.Generator, rows: int) -> dict[str, list]:
+    images = [Image.fromarray(draw.integers(0, 256, (36, 36), dtype=np.uint8)) for _ in range(rows)]
+    return {"image": images, "left": draw.integers(0, 10, rows), "right": draw.integers(0, 10, rows)}
+
+
+def molecules(draw: np.random.Generator, rows: int) -> dict[str, list]:
+    import quality_suites
+
+    smiles = ["".join(draw.choice(list("CNO=#1()"), draw.integers(2, 20))) for _ in range(rows)]
+    scales = {name: 10.0 ** (3 - k) for k, name in enumerate(quality_suites.QM9)}
+    return {"smiles": smiles, **{name: draw.normal(5 * scale, scale, rows) for name, scale in scales.items()}}
+
+
+def test_quality_runs_and_goes_on_from_its_cache(
+    modules: tuple[ModuleType, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quality, _ = modules
+    write(tmp_path / "data", "multi_mnist", digits)
+    words = ["--data", tmp_path / "data", "--suite", "images", "--arms", "single-task", "ew", "db_mtl", "--seeds", "0"]
+    words += ["--steps", "2", "--cache", tmp_path / "cache", "--results", tmp_path / "results", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["quality.py", *map(str, words)])
+    quality.main()
+    with open(tmp_path / "results" / "quality_images.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["method"], row["task"]) for row in rows} == {
+        (method, side) for method in ("single-task", "ew", "db_mtl") for side in ("left", "right")
+    }
+    assert all(0 <= float(row["value"]) <= 1 for row in rows)
+    about = json.loads((tmp_path / "results" / "quality_images.json").read_text())
+    assert set(about["tuning"]) == {"0.001", "0.002"} and about["test_rows"] == {"left": 100, "right": 100}
+    before = (tmp_path / "results" / "quality_images.csv").read_text()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(quality, "train", refuse)
+    quality.main()
+    assert (tmp_path / "results" / "quality_images.csv").read_text() == before
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--learning_rate", "0.5"])
+    with pytest.raises(AssertionError, match="trained again"):  # other settings are another run
+        quality.main()
+
+
+def test_molecules_keep_their_units_unless_standardised(modules: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
+    quality, _ = modules
+    write(tmp_path, "qm9_small", molecules)
+    raw, standardised = (quality.SUITES[name](tmp_path, tmp_path) for name in ("molecules", "molecules_standardised"))
+    for suite, largest in ((raw, 1e3), (standardised, 1.0)):
+        deviations = [float(rows.columns["labels"].std()) for rows in suite.train.values()]
+        assert max(deviations) == pytest.approx(largest, rel=0.5)
+        assert (max(deviations) > 1e9 * min(deviations)) == (suite is raw)
+        assert all(abs(float(rows.columns["labels"].mean())) < 1e-4 * largest for rows in suite.train.values())
+    torch.manual_seed(0)
+    outputs = [suite.model(["mu"])(task="mu", **raw.train["mu"].batch(torch.arange(20))).logits for suite in (raw, raw)]
+    assert outputs[0].std() > 10 and not outputs[0].equal(outputs[1])
+
+
+def update(peers: ModuleType, arm: str, inputs: str) -> torch.Tensor:
+    before = peers.make_model("tiny", 2).state_dict()
+    after = peers.train(arm, "tiny", 2, 3, argparse.Namespace(inputs=inputs), sgd=True).state_dict()
+    return torch.cat([(after[name] - before[name]).flatten() for name in before])
+
+
+@pytest.mark.parametrize("inputs", ["separate", "shared"])
+def test_torchjd_makes_our_update_and_summed_losses_do_not(modules: tuple[ModuleType, ModuleType], inputs: str) -> None:
+    _, peers = modules
+    ours = update(peers, peers.OURS, inputs)
+    for arm in ("TorchJD", "TorchJD, one task at a time"):
+        assert (update(peers, arm, inputs) - ours).norm() < 1e-5 * ours.norm()
+    assert (update(peers, peers.FLOOR, inputs) - ours).norm() > 1e-2 * ours.norm()
+
+
+def test_the_release_of_libmtl_without_db_mtl_is_refused(
+    modules: tuple[ModuleType, ModuleType], tmp_path: Path
+) -> None:
+    _, peers = modules
+    with pytest.raises(SystemExit, match="clone"):
+        peers.train("LibMTL", "tiny", 2, 1, argparse.Namespace(inputs="separate", libmtl=tmp_path))
+
+
+@pytest.mark.slow
+def test_peers_take_turns_in_processes(tmp_path: Path) -> None:
+    words = ["--sizes", "tiny", "--tasks", "2", "--peers", "TorchJD", "--steps", "3", "--threads", "1"]
+    subprocess.run(
+        [sys.executable, str(BENCHMARKS / "peers.py"), *words, "--output", str(tmp_path / "found.json")],
+        check=True,
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)},
+        capture_output=True,
+    )
+    (result,) = json.loads((tmp_path / "found.json").read_text())["results"]
+    assert set(result["arms"]) == {"stock Trainer, summed losses", "hf_dbmtl", "TorchJD"}
+    assert all(row["ratio"] > 0 and row["peak_MiB"] > 0 for row in result["arms"].values())
+    assert result["arms"]["TorchJD"]["difference_float32"] < 1e-5
+    assert result["arms"]["TorchJD"]["difference_float64"] < 1e-12
