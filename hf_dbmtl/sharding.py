@@ -92,7 +92,7 @@ class ShardingMixin(TrainerPart):
         return lambda task: [self._prepare_inputs(batch) for batch in own[task]]
 
 
-def _units(model: nn.Module) -> list[str]:
+def _units(model: Any) -> list[str]:
     """
     The classes of the modules that are sharded each by itself: those that transformers does not split, but for what
     contains the input embeddings (such as BertEmbeddings), which accelerate shards by themselves and cannot shard twice.
