@@ -32,7 +32,9 @@ class PlotCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero and logged_tasks(state.log_history):
-            plot_training(state.log_history, Path(args.output_dir, "training.png") if self.path is None else self.path)
+            plot_training(
+                state.log_history, Path(args.output_dir or "", "training.png") if self.path is None else self.path
+            )
 
 
 class MultiTaskProgressCallback(ProgressCallback):

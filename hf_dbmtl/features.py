@@ -42,7 +42,7 @@ class Seen(NamedTuple):
 
 
 def features(
-    level: str, outputs: ModelOutput, pooling: str, inputs: Mapping[str, Any], encoder: PreTrainedConfig
+    level: str, outputs: Any, pooling: str, inputs: Mapping[str, Any], encoder: PreTrainedConfig
 ) -> Tensor | Seen:
     """
     What the heads of a level see.
@@ -94,12 +94,12 @@ def _choices(inputs: Mapping[str, Any]) -> int | None:
     return tokens.shape[1] if isinstance(tokens, Tensor) and tokens.ndim == 3 else None
 
 
-def _tokens(outputs: ModelOutput) -> Tensor:
+def _tokens(outputs: Any) -> Tensor:
     tokens = outputs.last_hidden_state
     return tokens.flatten(2).transpose(1, 2) if tokens.ndim == 4 else tokens
 
 
-def _pool(outputs: ModelOutput, pooling: str, attention_mask: Tensor | None) -> Tensor:
+def _pool(outputs: Any, pooling: str, attention_mask: Tensor | None) -> Tensor:
     if pooling == "pooler":
         if outputs.get("pooler_output") is None:
             raise ValueError("The encoder gives no pooler_output: choose pooling='cls', 'mean' or 'last'.")

@@ -6,7 +6,7 @@ import os
 import shutil
 from glob import escape, glob
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from transformers.trainer_utils import HubStrategy
 
@@ -18,13 +18,16 @@ from .trainer_part import TrainerPart
 
 __all__ = ["HubMixin"]
 
+if TYPE_CHECKING:
+    from .trainer import MultiTaskTrainer
+
 PICTURE = "training.png"
 
 
 class HubMixin(TrainerPart):
     """The part of [`MultiTaskTrainer`] that writes the card and completes what is pushed."""
 
-    def create_model_card(
+    def create_model_card(  # type: ignore[override]  # fields of the card, in place of those of transformers
         self,
         language: str | list[str] | None = None,
         license: str | None = None,
@@ -45,10 +48,10 @@ class HubMixin(TrainerPart):
         given |= {"tags": [tags] if isinstance(tags, str) else tags}
         given |= {"datasets": [dataset] if isinstance(dataset, str) else dataset}
         known = {key: value for key, value in given.items() if value is not None}
-        folder = Path(self.args.output_dir)
+        folder = Path(self.args.output_dir or "")
         if "picture" not in overrides and logged_tasks(self.state.log_history):
             plot_training(self.state.log_history, folder / PICTURE)
-        card = create_model_card(content_from_trainer(self, **known, **overrides))
+        card = create_model_card(content_from_trainer(cast("MultiTaskTrainer", self), **known, **overrides))
         card.save(folder / "README.md")
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -58,6 +61,6 @@ class HubMixin(TrainerPart):
         """
         if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
             for path in glob(os.path.join(escape(checkpoint_folder), "*.py")):
-                shutil.copy(path, self.args.output_dir)
+                shutil.copy(path, self.args.output_dir or "")
             self.create_model_card()
         super()._push_from_checkpoint(checkpoint_folder)

@@ -95,7 +95,7 @@ class ShardingMixin(TrainerPart):
         return lambda unit: [self._prepare_inputs(batch) for batch in own[unit]]
 
 
-def _units(model: nn.Module) -> list[str]:
+def _units(model: Any) -> list[str]:
     """
     The classes of the modules that are sharded each by itself: those that transformers does not split, but for what
     contains the input embeddings (such as BertEmbeddings), which accelerate shards by themselves and cannot shard twice.

@@ -102,6 +102,7 @@ class ValidationMixin(TrainerPart):
         """
         balancer, rate = self.balancer, self._get_learning_rate()
         of_heads = {task: self.gradients.summed(gradient) for task, gradient in head_gradients.items()}
+        shared: Any  # a vector of `self.gradients`, which balancing knows by what it can do
         shared, weights = balancer.planned()
         _, heads = self.gradients.zero()
         for task, gradient in of_heads.items():

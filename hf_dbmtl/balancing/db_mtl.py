@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ class EMA(Part):
         Returns:
             `tuple[V, float]`: the average and its norm. Where the norm is not finite the average stays as it was.
         """
-        row = self.rows.get(task)
+        row: Any = self.rows.get(task)
         if row is None:
             row = self.rows[task] = gradient.new_zero(self.dtype)
         norm = gradient.lerp_(row, self.beta / step**self.decay).norm()

@@ -44,7 +44,7 @@ class Part:
     needs: ClassVar[str]
     holds: frozenset[str] = frozenset()  # an instance may have its own, where an option decides
     paper: ClassVar[str]
-    memory: ClassVar[str] = "none"
+    memory: str = "none"
     refuses: ClassVar[Mapping[str, str]] = {}
 
     tasks: Sequence[str] = ()

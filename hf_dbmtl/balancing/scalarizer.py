@@ -53,7 +53,7 @@ class TorchJDScalarizer(Adapted, LossTransform):
         self.learning_rate, self.optimizer = learning_rate, optimizer
         self.learned = [] if self.looks_again else [one for one in self.source.parameters() if one.requires_grad]
         # one module with all that there is to be saved
-        self.kept = nn.Module()
+        self.kept: Any = nn.Module()
         self.kept.source = self.source
         self.kept.optimizer = OPTIMIZERS[optimizer](self.learned, lr=learning_rate) if self.learned else None
         self.kept.epoch = 0

@@ -121,7 +121,7 @@ def make_balancer(
     by_part = _options_by_part(name, parts, options or {})
     for part, kind in parts.items():
         _check_types(name, kind, by_part[part])
-    made = {part: kind(**by_part[part]) for part, kind in parts.items()}
+    made: dict[str, Any] = {part: kind(**by_part[part]) for part, kind in parts.items()}
     memory = next((part for part in made.values() if isinstance(part, EMA)), None)
     if memory is not None and memory.beta == 0.0:
         memory = None  # the average of nothing but the present: no rows to keep

@@ -111,6 +111,7 @@ class TorchJDWeighting(Adapted, GramianWeighting):
 
     def __init__(self, given: nn.Module):
         super().__init__(given)
+        self.weighting: Any
         self.weighting, self.stat = stat_of(self.source)
         if any(isinstance(part, TWO_BATCHES) for part in self.source.modules()):
             warnings.warn(

@@ -25,7 +25,7 @@ class LossTransform(Part):
 
     needs = "losses"
     # Whether it wants the losses of the same batch again after the optimizer's step.
-    looks_again: ClassVar[bool] = False
+    looks_again: bool = False
     # Whether `scale` is anything but 1.
     coupled: ClassVar[bool] = False
     # Whether `late` follows from all losses, so that every gradient has to be kept to the end of the step.

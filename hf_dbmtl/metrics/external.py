@@ -89,7 +89,7 @@ def _predictions_and_references(
         return logits.argmax(-1)[mask], labels[mask]
     labels = float_labels(raw, logits.shape[-1] if logits.ndim > 1 else 1, kind)
     predictions = logits.reshape(labels.shape)
-    mask: np.ndarray = is_labelled(labels)
+    mask = is_labelled(labels)
     if whole_rows:
         mask = np.asarray(mask.all(-1))
     if kind == "regression":
