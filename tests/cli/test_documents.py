@@ -64,11 +64,14 @@ def test_page(page, compares, encoder, folder, tmp_path, monkeypatch, capsys):
 
 
 def test_settings_of_the_page_on_the_command_line(tmp_path):
-    (text,) = [block["text"] for block in blocks("command_line.md") if block["language"] == "yaml"]
+    text, groups = [block["text"] for block in blocks("command_line.md") if block["language"] == "yaml"]
     path = tmp_path / "page.yaml"
     path.write_text(text)
     settings, args = read_config(str(path), ["--use_cpu"])
     assert list(settings.tasks) == ["stars", "places"] and args.learning_rate == 5e-5
+    path.write_text(f"model_name_or_path: encoder\n{groups}")
+    settings, _ = read_config(str(path), ["--use_cpu"])
+    assert list(settings.members("molecules")) == list(settings.tasks) == ["weight", "toxic"]
 
 
 def test_links():
