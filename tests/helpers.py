@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import BertConfig, BertModel, TrainerCallback
+from transformers import BertConfig, BertModel, PreTrainedModel, TrainerCallback
 
 from hf_dbmtl import (
     Classification,
@@ -29,6 +29,8 @@ TASKS = {
     "tags": TokenClassification(num_labels=5),
 }
 VOCAB, LENGTH = 30, 7
+NEW = hasattr(PreTrainedModel, "activation_checkpointing_enable")
+CHECKPOINTING = "activation_checkpointing" if NEW else "gradient_checkpointing"  # its name before transformers 5.23
 
 
 def tiny_encoder(dropout: float = 0.0, seed: int = 0) -> BertModel:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import arguments, distance, tiny_data, tiny_model, train
+from helpers import CHECKPOINTING, arguments, distance, tiny_data, tiny_model, train
 from test_user_module import Net, rows
 from torch._dynamo.utils import counters
 
@@ -56,7 +56,7 @@ def test_the_whole_model_would_be_many_graphs() -> None:
 @pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_with_activation_checkpointing(checkpointing: bool, tmp_path: Path) -> None:
     two = dict(list(TWELVE.items())[:2])
-    options = {"activation_checkpointing": checkpointing}
+    options = {CHECKPOINTING: checkpointing}
     _, steps = run(tmp_path, two, torch_compile_backend="aot_eager", **options)
     assert counters["stats"]["unique_graphs"] > 0
     _, plain = run(tmp_path, two, **options)

@@ -100,9 +100,9 @@ def balancer_memory(balancer: Balancer, tasks: int, size: int) -> int:
 def _tasks(data: Data, rows: dict[str, int], heads: dict[str, nn.Parameter]) -> Table:
     table = Table(title="Tasks", title_justify="left")
     for column in ("task", "kind", "labels", "metric"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for column in ("train", "eval", "baseline", "rows/step", "head"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     trained, evaluated = data.by_task(data.train), data.by_task(data.eval)
     of_unit = {task: name for name, unit in data.units.items() for task in unit}
     for name, task in data.tasks.items():

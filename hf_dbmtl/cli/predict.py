@@ -46,8 +46,10 @@ def run(given: argparse.Namespace) -> None:
     questions = (_question(row, columns, images) for row in asked)
     count = 0
     try:
+        answered = zip(rows, ask(questions, batch_size=given.batch_size, tasks=tasks), strict=True)
+        first = list(itertools.islice(answered, 1))  # what is wrong with the files shows before one is written
         with open(given.output, "w", encoding="utf-8") if given.output else nullcontext(sys.stdout) as out:
-            for row, answers in zip(rows, ask(questions, batch_size=given.batch_size, tasks=tasks), strict=True):
+            for row, answers in itertools.chain(first, answered):
                 out.write(json.dumps({**row, "predictions": answers}, ensure_ascii=False, default=_plain) + "\n")
                 count += 1
     except (TypeError, ValueError) as error:  # of the pipeline, which names the task and the remedy

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from distributed_cases import ShardedTrainer, world_size
-from helpers import TASKS, arguments, distance, flat, tiny_data, tiny_model, train
+from helpers import CHECKPOINTING, TASKS, arguments, distance, flat, tiny_data, tiny_model, train
 from test_faults import Poisoned
 from test_user_module import Net, rows
 from torch import nn
@@ -114,7 +114,7 @@ def other_arguments(folder: Path) -> dict[str, Any]:
     for name, options in {
         "plain": {},
         "clipped and multiplied": {"max_grad_norm": 0.5, "heads_lr_multiplier": 3.0},
-        "checkpointing": {"activation_checkpointing": True},
+        "checkpointing": {CHECKPOINTING: True},
     }.items():
         records = []
         for kind in (ShardedTrainer, MultiTaskTrainer):
