@@ -56,7 +56,7 @@ class ValidationRows:
 class ValidationMixin(TrainerPart):
     """The part of [`MultiTaskTrainer`] that tunes weights on validation data."""
 
-    validation_dataset: dict[str, Any] | None
+    validation_dataset: Any  # by unit
     _validation_units: dict[str, Unit]
     _validation_rows: dict[str, ValidationRows]
 
