@@ -214,7 +214,7 @@ def _hidden_states(split: Any, columns: list[str], labels: str, lower: Any, toke
         encoded = tokenizer(*words, truncation=True, max_length=LENGTH)["input_ids"]
         lengths = torch.tensor([len(ids) for ids in encoded])
         states = torch.zeros(len(encoded), LENGTH, lower.config.hidden_size, dtype=torch.float16)
-        for rows in torch.tensor_split(lengths.argsort(), range(32, len(encoded), 32)):
+        for rows in lengths.argsort().split(32):
             batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt")
             segments = tokenizer(*([w[row] for row in rows] for w in words), truncation=True, max_length=LENGTH)
             padded = tokenizer.pad({k: segments[k] for k in ("input_ids", "token_type_ids")}, return_tensors="pt")
