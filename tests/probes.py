@@ -450,7 +450,7 @@ def columns(folder: Path, plain: Seeing) -> None:
     def keys(**options) -> set[str]:
         trainer = make(folder, data=data, **options)
         trained = {key for batch in next(iter(trainer.get_train_dataloader())).values() for key in batch}
-        with trainer._serving("topic"):
+        with trainer._serving(trainer.units["topic"]):
             return trained & set(next(iter(trainer.get_eval_dataloader("topic"))))
 
     assert keys() == {"input_ids", "attention_mask", "labels"}
