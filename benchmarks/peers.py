@@ -19,10 +19,10 @@ import argparse
 import json
 import multiprocessing
 import os
-import random
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -37,14 +37,14 @@ from peers_arms import FLOOR, OURS, PEERS, SIZES, make_model, train
 from rich.console import Console
 from rich.table import Table
 from shared_input import CLOCKS
-from step_cost import Turns, about, quiet
+from step_cost import Turns, about, measure_time, peak_bytes, quiet
 from torch import Tensor
 
 
 # ---- Each in a process of its own --------------------------------------------------------------------------------------
 
 
-def time_arm(connection: Connection, arm: str, size: str, tasks: int, options: argparse.Namespace) -> None:
+def time_arm(size: str, arm: str, options: argparse.Namespace, tasks: int, connection: Connection) -> None:
     quiet(options)
     train(arm, size, tasks, options.warmup + options.steps + 2, options, turn=Turns(connection, CLOCKS[options.clock]))
 
@@ -55,12 +55,7 @@ def weigh_arm(connection: Connection, arm: str, size: str, tasks: int, options: 
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as run:
         train(arm, size, tasks, 2, options)
-    now = peak = 0
-    events = [event for event in run.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    connection.send(peak)
+    connection.send(peak_bytes(run))
 
 
 def update_arm(
@@ -92,30 +87,6 @@ def in_process(function: Callable, *arguments: Any) -> Any:
     return found
 
 
-def in_turns(arms: list[str], size: str, tasks: int, options: argparse.Namespace) -> dict[str, list[float]]:
-    context = multiprocessing.get_context("spawn")
-    connections, processes = {}, []
-    for arm in arms:
-        connections[arm], theirs = context.Pipe()
-        processes.append(context.Process(target=time_arm, args=(theirs, arm, size, tasks, options), daemon=True))
-        processes[-1].start()
-        theirs.close()
-    for connection in connections.values():
-        connection.recv()  # its first step
-    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
-    for step in range(options.warmup + options.steps):
-        for arm in random.Random(step).sample(arms, len(arms)):  # no arm always follows the same other
-            connections[arm].send(True)
-            took = connections[arm].recv()
-            if step >= options.warmup:
-                seconds[arm].append(took)
-    for connection in connections.values():
-        connection.send(False)
-    for process in processes:
-        process.join()
-    return seconds
-
-
 # ---- The report --------------------------------------------------------------------------------------------------------
 
 
@@ -145,7 +116,7 @@ def report(options: argparse.Namespace, size: str, tasks: int) -> dict[str, Any]
             for arm, difference in compare_updates(arms, size, tasks, options, dtype).items():
                 rows[arm][f"difference_{str(dtype).removeprefix('torch.')}"] = float(f"{difference:.2e}")
     if "time" in options.measure:
-        seconds = in_turns(arms, size, tasks, options)
+        seconds = measure_time(options, tasks, arms, partial(time_arm, size))
         for arm in arms:
             ratios = [one / two for one, two in zip(seconds[arm], seconds[FLOOR])]
             low, median, high = statistics.quantiles(ratios, n=4)

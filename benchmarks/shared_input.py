@@ -24,11 +24,8 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from step_cost import NOISE, Turns, about, make_model, measure_time, quiet
-from torch.utils.data import DataLoader
+from step_cost import NOISE, Turns, about, make_model, make_trainer, measure_time, quiet
 from transformers import Trainer
-
-from hf_dbmtl import MultiTaskTrainer, MultiTaskTrainingArguments
 
 
 ARMS: dict[str, dict[str, Any] | None] = {
@@ -70,32 +67,12 @@ def train_in_turns(arm: str, options: argparse.Namespace, tasks: int, connection
     total = options.warmup + options.steps + 2
     batches = make_batches(tasks, options)
     own = ARMS[arm]
-    base = StockTrainer if own is None else MultiTaskTrainer
-
-    class Fixed(base):  # type: ignore[valid-type, misc]
-        def get_train_dataloader(self) -> DataLoader:
-            dealt = batches if own is None else [{"all": batch} for batch in batches]
-            return self.accelerator.prepare(DataLoader(dealt * (total // len(batches) + 1), batch_size=None))
-
+    dealt = batches if own is None else [{"all": batch} for batch in batches]
+    rows = [{"input_ids": [0], **{f"task{t}": 0 for t in range(tasks)}}]
+    turns = Turns(connection, CLOCKS[options.clock])
     with tempfile.TemporaryDirectory() as folder:
-        args = MultiTaskTrainingArguments(
-            output_dir=folder,
-            max_steps=total,
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            use_cpu=not torch.cuda.is_available(),
-            **(own or {}),
-        )
-        # what is checked at construction; the batches above are trained on
-        rows = [{"input_ids": [0], **{f"task{t}": 0 for t in range(tasks)}}]
-        data = {} if own is None else {"train_dataset": rows}
-        Fixed(
-            model=make_model(tasks, options.vocab),
-            args=args,
-            callbacks=[Turns(connection, CLOCKS[options.clock])],
-            **data,
-        ).train()
+        model = make_model(tasks, options.vocab)
+        make_trainer(own, model, dealt, total, folder, [turns], stock=StockTrainer, rows=rows).train()
 
 
 def report(options: argparse.Namespace, tasks: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # the threads of arms that wait must not spin
@@ -86,7 +87,20 @@ class StockTrainer(Trainer):
         return sum(steps(model, {"task": task, **batch}) for task, batch in inputs.items())
 
 
-def make_trainer(arm: str, model: MultiTaskModel, batches: list, steps: int, folder: str, callbacks: list) -> Trainer:
+def make_trainer(
+    own: dict | None,
+    model: MultiTaskModel,
+    batches: list,
+    steps: int,
+    folder: str,
+    callbacks: list,
+    stock: type[Trainer] = StockTrainer,
+    rows: Any = None,
+) -> Trainer:
+    """
+    The Trainer of an arm, with arguments of its `own` or the `stock` one. It trains on the batches; `rows` are what is checked
+    at construction, by default one of each task.
+    """
     args = MultiTaskTrainingArguments(
         output_dir=folder,
         max_steps=steps,
@@ -94,16 +108,16 @@ def make_trainer(arm: str, model: MultiTaskModel, batches: list, steps: int, fol
         logging_strategy="no",
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
-        **(ARMS[arm] or {}),
+        **(own or {}),
     )
-    base = StockTrainer if ARMS[arm] is None else MultiTaskTrainer
+    base = stock if own is None else MultiTaskTrainer
 
     class Fixed(base):
         def get_train_dataloader(self) -> DataLoader:
             return self.accelerator.prepare(DataLoader(batches * (steps // len(batches) + 1), batch_size=None))
 
-    rows = [{"input_ids": [0], "labels": 0}]  # what is checked at construction; the batches above are trained on
-    data = {} if ARMS[arm] is None else {"train_dataset": {task: rows for task in batches[0]}}
+    rows = rows or {task: [{"input_ids": [0], "labels": 0}] for task in batches[0]}
+    data = {} if own is None else {"train_dataset": rows}
     return Fixed(model=model, args=args, callbacks=callbacks, **data)
 
 
@@ -129,7 +143,7 @@ def train_in_turns(arm: str, options: argparse.Namespace, tasks: int, connection
     batches = make_batches(tasks, options.vocab, options.rows, options.length)
     total = options.warmup + options.steps + 2
     with tempfile.TemporaryDirectory() as folder:
-        make_trainer(arm, make_model(tasks, options.vocab), batches, total, folder, [Turns(connection)]).train()
+        make_trainer(ARMS[arm], make_model(tasks, options.vocab), batches, total, folder, [Turns(connection)]).train()
 
 
 def quiet(options: argparse.Namespace) -> None:
@@ -146,6 +160,7 @@ def measure_time(
     for arm in arms:
         connections[arm], theirs = context.Pipe()
         context.Process(target=train, args=(arm, options, tasks, theirs), daemon=True).start()
+        theirs.close()  # an arm that ends early is then an error here, and not waited for
         connections[arm].recv()  # its first step
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     order = list(arms)
@@ -172,7 +187,12 @@ def measure_memory(options: argparse.Namespace, tasks: int, arm: str) -> int:
         tempfile.TemporaryDirectory() as folder,
         torch.profiler.profile(activities=activities, profile_memory=True) as run,
     ):
-        make_trainer(arm, model, batches, 3, folder, []).train()
+        make_trainer(ARMS[arm], model, batches, 3, folder, []).train()
+    return peak_bytes(run)
+
+
+def peak_bytes(run: torch.profiler.profile) -> int:
+    """The most bytes that were alive in tensors at once while a profile of the memory was taken."""
     now = peak = 0
     events = [event for event in run.profiler.kineto_results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):
