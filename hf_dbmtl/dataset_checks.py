@@ -87,11 +87,7 @@ def columns_of(dataset: Any) -> list[str]:
         return columns
     try:
         row = dataset[0]  # type: ignore[index]
-    except (
-        IndexError,
-        KeyError,
-        TypeError,
-    ):  # a data frame, a set: what it is will be said by the check of the dataset
+    except (IndexError, KeyError, TypeError):  # a data frame, a set: the check of the dataset will say what it is
         return columns
     return [*columns, *row] if isinstance(row, Mapping) else columns
 

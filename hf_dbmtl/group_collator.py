@@ -53,9 +53,8 @@ class GroupCollator:
         gone = {*self.tasks, *LABEL_COLUMNS}
         rows = [{key: value for key, value in row.items() if key not in gone} for row in examples]
         batch = collate_inputs(which, self.collate_inputs, rows)
-        if any(
-            task in row for row in examples for task in self.tasks
-        ):  # else there is nothing but inputs, to predict on
+        # without any there is nothing but inputs, to predict on
+        if any(task in row for row in examples for task in self.tasks):
             batch["labels"] = {
                 name: _numbers(name, [row.get(name) for row in examples])
                 if task is None

@@ -150,7 +150,10 @@ def backward_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize(("balancer", "blank"), [("ew", None), ("uw", "topic"), ("log", "score")])
+@pytest.mark.parametrize(
+    ("balancer", "blank"),
+    [("ew", None), ("uw", "topic"), ("log", "score"), ("rlw", None), ("dwa", None), ("imtl_l", "topic")],
+)
 def test_one_backward_pass_where_factors_are_known(
     balancer: str, blank: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
