@@ -2,6 +2,9 @@
 
 import gc
 import os
+from collections.abc import Iterator
+
+import pytest
 
 
 os.environ.update(
@@ -17,3 +20,13 @@ def pytest_collection_finish(session) -> None:
     """accelerate collects garbage with every Trainer: what the imports left, most of it all, need not be looked at again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def verbosity() -> Iterator[None]:
+    """Commands and benchmarks set how much transformers logs, for the whole process, and with it whether there are bars."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
