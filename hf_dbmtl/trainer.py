@@ -27,6 +27,7 @@ from .evaluation import EvaluationMixin
 from .gradients import GradientVector, How, TaskGradient
 from .hub import HubMixin
 from .loading import LoadingMixin
+from .modeling import MultiTaskModel
 from .parts import PartsMixin, freeze, hold_batch_norm
 from .saving import SavingMixin
 from .second_look import AfterOptimizerStep, SecondLookMixin
@@ -250,6 +251,7 @@ class MultiTaskTrainer(
             loss_scale=self._loss_scale(),
             norms=norms,
             total=total,
+            count=self._count_items if self._knows_items else None,
         )
         # FSDP adds up what it shards in every pass
         with contextlib.nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):
@@ -291,6 +293,19 @@ class MultiTaskTrainer(
     def _num_items(outputs: Any, batch: Mapping[str, Any], task: str) -> Any:
         items = of_task(_get(outputs, "num_items"), task)
         return find_batch_size(batch) if items is None else items
+
+    @property
+    def _knows_items(self) -> bool:
+        """Whether labels tell before the forward pass over how many items a loss will be the mean: that of the tasks' kinds."""
+        model = self.model
+        declared = isinstance(model, MultiTaskModel) and type(model).forward is MultiTaskModel.forward
+        own = type(self).compute_loss is not MultiTaskTrainer.compute_loss
+        return declared and not own and self.balancer.known_before
+
+    def _count_items(self, unit: Unit, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The number of items of a batch by task, from its labels."""
+        labelled = {task: self.tasks[task].labelled(of_task(batch["labels"], task)).sum() for task in unit}
+        return {task: count * 0 for task, count in labelled.items()} if isinstance(batch, Filler) else labelled
 
     def _skip_step(self, task: str, measured: TaskGradient) -> Tensor:
         """Gives the step up: nothing for the optimizer, the balancer not counted on, and the user told."""
@@ -370,7 +385,13 @@ class MultiTaskTrainer(
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        return sum(super(MultiTaskTrainer, self).floating_point_ops(batch) for batch in inputs.values())
+        name = getattr(self.model, "main_input_name", "input_ids")
+        sizes = {unit: batch[name].numel() for unit, batch in inputs.items() if name in batch}
+        unit = max(sizes, key=sizes.__getitem__, default=None)
+        if unit is None or not sizes[unit]:
+            return 0
+        # in proportion to the input: the parameters are counted once per micro-batch, which for a tiny model takes its time
+        return super().floating_point_ops(inputs[unit]) * sum(sizes.values()) // sizes[unit]
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         for batch in inputs.values():

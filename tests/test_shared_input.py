@@ -151,26 +151,38 @@ def backward_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("balancer", "blank"),
-    [("ew", None), ("uw", "topic"), ("log", "score"), ("rlw", None), ("dwa", None), ("imtl_l", "topic")],
+    ("balancer", "blank", "accumulation"),
+    [
+        *(("ew", None, parts) for parts in (1, 2, 4)),
+        *(("uw", "topic", parts) for parts in (1, 2)),
+        ("log", "score", 1),  # whose factor is known before the backward pass of a single micro-batch only
+        ("rlw", None, 1),
+        ("rlw", "score", 2),
+        ("dwa", None, 2),
+        ("imtl_l", "topic", 2),
+    ],
 )
 def test_one_backward_pass_where_factors_are_known(
-    balancer: str, blank: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    balancer: str, blank: str | None, accumulation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group = shared()
     if blank is not None:  # the last rows have no label of it, and the task is absent
         labels = [None if row >= ROWS // 2 else label for row, label in enumerate(group[blank][:])]
         group = group.remove_columns(blank).add_column(blank, labels)
     own = tiny_dataset(TASKS["traits"], ROWS, seed=9)
-    quiet = {
-        "logging_steps": 50,
+    options = {
         "max_steps": 4,
+        "gradient_accumulation_steps": accumulation,
         **BALANCERS.get(balancer, {"balancer": balancer}),
-    }  # no norms are wanted
+    }
     seen = backward_passes(monkeypatch)
-    _, one = steps_of(tmp_path, {"g": group.remove_columns("traits"), "traits": own}, **quiet)
-    assert len(seen) == 2 * 4
-    _, many = steps_of(tmp_path, {**separate(group, TASKS), "traits": own}, **quiet)
+    _, one = steps_of(  # logs in none of its steps, and wants no norms
+        tmp_path, {"g": group.remove_columns("traits"), "traits": own}, logging_steps=50, **options
+    )
+    assert len(seen) == 2 * 4 * accumulation
+    seen.clear()
+    _, many = steps_of(tmp_path, {**separate(group, TASKS), "traits": own}, **options)
+    assert len(seen) >= 4 * 4 * accumulation - 3 * accumulation
     assert distance([{"update": step["update"]} for step in one], [{"update": step["update"]} for step in many]) < 1e-10
     heads = [[{key: step[key] for key in step if key.startswith("head")} for step in run] for run in (one, many)]
     assert distance(*heads) < 1e-10

@@ -154,6 +154,11 @@ class Balancer:
         self._update = self._room(like)
         return self._update
 
+    @property
+    def known_before(self) -> bool:
+        """Whether [`~Balancer.derivative`] never looks at the loss."""
+        return self.transform.known_before
+
     def _rescale(self, factor: float) -> None:
         if factor != 1.0:
             self._late = {task: late * factor for task, late in self._late.items()}

@@ -36,6 +36,7 @@ class DWA(LossTransform):
     """
 
     holds = frozenset({"permutation_equivariant"})
+    known_before = True
     paper = "End-to-End Multi-Task Learning with Attention, arXiv 1803.10704"
     memory = "three averages per task"
 

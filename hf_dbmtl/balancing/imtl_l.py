@@ -35,6 +35,7 @@ class IMTLL(LossTransform):
     """
 
     holds = frozenset({"permutation_equivariant"})
+    known_before = True
     paper = "Towards Impartial Multi-task Learning, ICLR 2021"
     memory = "a number per task"
 

@@ -25,6 +25,7 @@ class RLW(LossTransform):
     """
 
     holds = frozenset({"permutation_equivariant", "random"})
+    known_before = True
     paper = "Reasonable Effectiveness of Random Weighting, arXiv 2111.10603"
 
     def begin(self, step: int, epoch: int = 0) -> None:

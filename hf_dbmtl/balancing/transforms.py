@@ -26,6 +26,8 @@ class LossTransform(Part):
     needs = "losses"
     # Whether it wants the losses of the same batch again after the optimizer's step.
     looks_again: bool = False
+    # Whether `derivative` never looks at the loss, and so is known before it.
+    known_before: ClassVar[bool] = False
     # Whether `scale` is anything but 1.
     coupled: ClassVar[bool] = False
     # Whether `late` follows from all losses, so that every gradient has to be kept to the end of the step.
@@ -79,6 +81,7 @@ class Identity(LossTransform):
     r"""The sum of the losses: every derivative is 1."""
 
     holds = frozenset({"permutation_equivariant"})
+    known_before = True
 
     def derivative(self, task: str, loss: Tensor) -> Tensor:
         return loss.new_ones(())

@@ -37,6 +37,7 @@ class UW(LossTransform):
     """
 
     holds = frozenset({"permutation_equivariant"})
+    known_before = True
     paper = "Multi-Task Learning Using Uncertainty to Weigh Losses, arXiv 1705.07115"
     memory = "a number per task"
 

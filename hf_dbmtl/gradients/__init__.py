@@ -6,10 +6,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from .base import Gradients, How, TaskGradient
+from .base import Gradients
 from .local import LocalGradients
 from .memory import keep_freed_memory
 from .parameters import split_parameters
+from .passes import How, TaskGradient
 from .replicated import ReplicatedGradients
 from .sharded import ShardedGradients
 from .vector import GradientVector

@@ -5,130 +5,19 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .flat import Layout
+from .passes import How, Passes, TaskGradient
+from .plain_sum import PlainSum
 from .receiver import Hooks, Receiver
 from .vector import GradientVector, accumulation_dtype
 
 
-__all__ = ["Gradients", "How", "Passes", "TaskGradient"]
-
-
-class Backward(Protocol):
-    def __call__(self, loss: Tensor, *, retain_graph: bool) -> None: ...
-
-
-@dataclass
-class How:
-    """
-    How tasks are computed.
-
-    Attributes:
-        forward (`Callable`):
-            `(tasks, batch)`, where the tasks share the batch, to the mean loss of each and the number of items it is the
-            mean over, tensors of shape `()`, by task.
-        backward (`Callable`):
-            Back-propagates a loss, such as `accelerator.backward`, and keeps the graph where `retain_graph`.
-        derivative (`Callable`):
-            `(task, loss)` to the factor on the gradient, see [`Balancer.derivative`].
-        loss_scale (`float`):
-            The factor that `backward` puts on the loss (the scaler's), taken out of the gradients again.
-        norms (`bool`):
-            Whether the norm of every task's gradient is wanted.
-        total (`GradientVector`, *optional*):
-            A vector whose memory may be overwritten, where all that is wanted of the tasks' gradients is their sum, and
-            neither they nor their norms: autograd may add them to it at once, those of a unit in one backward pass. The first
-            task present is then lent the sum, which those after it go on adding to, and these a zero vector; the gradient of
-            the heads likewise within a unit.
-    """
-
-    forward: Callable[[Sequence[str], Any], Mapping[str, tuple[Tensor, Tensor]]]
-    backward: Backward
-    derivative: Callable[[str, Tensor], Tensor]
-    loss_scale: float = 1.0
-    norms: bool = True
-    total: GradientVector | None = None
-
-
-@dataclass
-class TaskGradient:
-    r"""
-    What one task contributes to a step, over all its micro-batches and processes.
-
-    Attributes:
-        loss (`float`):
-            The mean loss over the task's items, $\ell_t = \sum n L / N_t$.
-        num_items (`float`):
-            $N_t$, the number of items that carry a label of the task; 0 where the task is absent from the step.
-        shared (`GradientVector`):
-            $\phi'(\ell_t) \nabla_\theta \ell_t$, the gradient of the shared parameters.
-        heads (`GradientVector`):
-            The same for the parameters of the heads (with several processes this one's part of the sum).
-        norm (`float`, *optional*):
-            The norm of `shared`, where it was wanted; with [`How.total`] that of the sum at the last task, 0.0 before.
-        heads_norm (`float`):
-            A number that is finite if and only if `heads` is, on every process.
-    """
-
-    loss: float
-    num_items: float
-    shared: GradientVector
-    heads: GradientVector
-    norm: float | None
-    heads_norm: float = 0.0
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether loss and gradients are, as far as their norms are known."""
-        return all(map(math.isfinite, (self.loss, self.norm or 0.0, self.heads_norm)))
-
-
-@dataclass
-class Passes:
-    r"""
-    What the passes of a task left on this process: micro-batch $m$ back-propagates its mean loss times $s_m / M$, with
-    $s_m = n_m / n_1$. So no sum over thousands of tokens overflows in half precision, and where all counts are equal it
-    is exactly the $L / M$ of the stock Trainer.
-
-    Attributes:
-        parts (`int`):
-            $M$.
-        shared (`Receiver`):
-            Takes in the gradient of the shared parameters.
-        heads (`GradientVector`):
-            The gradient of the heads.
-        numbers (`list[torch.Tensor]`):
-            $L_1, n_1, L_2, n_2, \dots$
-    """
-
-    parts: int
-    shared: Receiver
-    heads: GradientVector
-    numbers: list[Tensor] = field(default_factory=list)
-    reference: Tensor | None = None
-
-    def scaled(self, loss: Tensor, items: Tensor, reference: Callable[[Tensor], Tensor]) -> Tensor:
-        """What is back-propagated for a micro-batch with this mean loss over so many items."""
-        self.numbers += [loss.detach(), items]
-        if self.reference is None:
-            self.reference = reference(items)
-        return loss / (self.parts / (items / self.reference))
-
-    def end(self, loss_scale: float) -> None:
-        r"""
-        Reads `losses`, `items`, the `dtype` of the losses and `unit`, the factor that makes $\sum n \nabla L$ of the
-        gradients, all at once.
-        """
-        self.losses, self.items, self.unit, self.dtype = [], [], 0.0, torch.float32
-        if self.reference is not None:
-            first, reference = self.numbers[0], self.reference
-            numbers = torch.stack([number.to(first) for number in [*self.numbers, reference]]).tolist()
-            self.losses, self.items, self.dtype = numbers[:-1:2], numbers[1:-1:2], first.dtype
-            self.unit = self.parts * numbers[-1] / loss_scale
+__all__ = ["Gradients"]
 
 
 class Gradients(ABC):
@@ -148,7 +37,8 @@ class Gradients(ABC):
         self.shared = dict(shared)
         self.heads = dict(heads)
 
-    @abstractmethod
+    layout: Layout
+
     def each(
         self, units: Mapping[str, Sequence[str]], batches: Callable[[str], Sequence[Any]], how: How
     ) -> Iterator[tuple[str, TaskGradient]]:
@@ -171,6 +61,31 @@ class Gradients(ABC):
         Raises:
             `ValueError`: where the number of items and the loss of a task contradict each other.
         """
+        of_units = {unit: batches(unit) for unit in units}
+        with Hooks(self.layout.parameters) as hooks:
+            whole = self.layout.world == 1 and all(len(one) < 2 for one in of_units.values())
+            if how.total is not None and (whole or how.count is not None):
+                yield from PlainSum(self, units, of_units, how).each(hooks)
+            else:
+                yield from self._one_by_one(units, of_units, how, hooks)
+
+    @abstractmethod
+    def _one_by_one(
+        self, units: Mapping[str, Sequence[str]], batches: Mapping[str, Sequence[Any]], how: How, hooks: Hooks
+    ) -> Iterator[tuple[str, TaskGradient]]:
+        """The tasks with a gradient of their own each."""
+
+    @abstractmethod
+    def _receiver(self, total: GradientVector | None = None) -> Receiver:
+        """Where the gradient of a task arrives, or that of all of them, for which the memory of `total` may serve."""
+
+    @abstractmethod
+    def _land(self, receiver: Receiver, factor: float, reached: Sequence[bool], total: GradientVector) -> None:
+        """Makes `total` of what arrived on all processes, times `factor`. Every process must call it."""
+
+    @abstractmethod
+    def _summed_over_processes(self, numbers: Sequence[float]) -> list[float]:
+        """A few numbers, summed over the processes. Every process must call it."""
 
     @abstractmethod
     def write(self, shared: GradientVector, heads: GradientVector, loss_scale: float = 1.0) -> None:
@@ -220,7 +135,6 @@ class Gradients(ABC):
         batches: Sequence[Any],
         how: How,
         hooks: Hooks,
-        receiver: Callable[[], Receiver],
         transformed: bool = False,
     ) -> Iterator[tuple[str, Passes]]:
         """
@@ -233,7 +147,7 @@ class Gradients(ABC):
             measured = dict(how.forward(tasks, batch))
             for task in tasks:
                 if task not in every:
-                    every[task] = Passes(len(batches), receiver(), self.zero()[1])
+                    every[task] = Passes(len(batches), self._receiver(), self.zero()[1])
                 passes, (loss, items) = every[task], measured.pop(task)
                 scaled = passes.scaled(loss, items, self._reference)
                 if transformed:
@@ -245,7 +159,7 @@ class Gradients(ABC):
                     yield task, self._ended(every.pop(task), how)
         if not batches:
             for task in tasks:
-                yield task, self._ended(Passes(0, receiver(), self.zero()[1]), how)
+                yield task, self._ended(Passes(0, self._receiver(), self.zero()[1]), how)
 
     def _reference(self, items: Tensor) -> Tensor:
         """The number of items in whose units a task is back-propagated, given that of the first micro-batch."""
@@ -264,19 +178,3 @@ class Gradients(ABC):
             grad, parameter.grad = parameter.grad, None
             tensors.append(None if grad is None else grad.to(accumulation_dtype(grad.dtype)))
         return GradientVector(tensors)
-
-
-def contradiction(losses: Sequence[float], items: Sequence[float]) -> tuple[float, float] | None:
-    """The first micro-batch whose number of items cannot be, or has none and yet a loss."""
-    for loss, count in zip(losses, items):
-        if not 0 <= count < math.inf or (count == 0 and loss != 0):
-            return loss, count
-    return None
-
-
-def refuse(task: str, loss: float, count: float) -> None:
-    raise ValueError(
-        f"Task '{task}': its loss is {loss:g} over num_items={count:g}. `num_items` is the number of items that the "
-        "loss is the mean over, zero or more; over none of them the loss must be a zero that is attached to the "
-        "head, such as `logits.sum() * 0`."
-    )

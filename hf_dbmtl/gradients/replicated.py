@@ -8,16 +8,17 @@ computes; norms and products are sums over the slices; the update is gathered at
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .base import Gradients, How, Passes, TaskGradient, contradiction, refuse
+from .base import Gradients
 from .flat import FlatVector, Layout
+from .passes import How, Passes, TaskGradient, contradiction, refuse
 from .receiver import Hooks, Receiver
 from .vector import GradientVector, accumulation_dtype
 
@@ -49,28 +50,38 @@ class ReplicatedGradients(Gradients):
         # flat tensors of all parameters: of the task that computes and of the one on its way
         self._free: list[Tensor] = []
 
-    def each(
-        self, units: Mapping[str, Sequence[str]], batches: Callable[[str], Sequence[Any]], how: How
+    def _one_by_one(
+        self, units: Mapping[str, Sequence[str]], batches: Mapping[str, Sequence[Any]], how: How, hooks: Hooks
     ) -> Iterator[tuple[str, TaskGradient]]:
-        how = replace(how, total=None)  # what is summed is added up over the processes first
         pending: Pending | None = None
-        with Hooks(self.layout.parameters) as hooks:
-            for unit, tasks in units.items():
-                for task, passes in self._run_passes(tasks, batches(unit), how, hooks, self._receiver):
-                    if pending is not None:
-                        done, pending = pending, None
-                        yield done.task, self._finish(done, how)
-                        del done
-                    pending = self._launch(task, passes)
-                    del passes
+        for unit, tasks in units.items():
+            for task, passes in self._run_passes(tasks, batches[unit], how, hooks):
+                if pending is not None:
+                    done, pending = pending, None
+                    yield done.task, self._finish(done, how)
+                    del done
+                pending = self._launch(task, passes)
+                del passes
         if pending is not None:
             yield pending.task, self._finish(pending, how)
 
     def _layout(self) -> Layout:
         return Layout(self.shared, dist.get_rank(), dist.get_world_size(), self.heads)
 
-    def _receiver(self) -> Receiver:
+    def _receiver(self, total: FlatVector | None = None) -> Receiver:
         return Receiver(self.layout.parameters, self._flat())
+
+    def _land(self, receiver: Receiver, factor: float, reached: Sequence[bool], total: FlatVector) -> None:
+        piece, works = self._scatter(receiver, factor)
+        for work in works:
+            work.wait()
+        self._free.append(receiver.flat)
+        total.swap_(FlatVector(self.layout, piece, torch.tensor(reached, dtype=torch.bool)))
+
+    def _summed_over_processes(self, numbers: Sequence[float]) -> list[float]:
+        tensor = torch.tensor(numbers, dtype=torch.float64).to(self.layout.device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
 
     def _flat(self) -> Tensor:
         return self._free.pop() if self._free else self.layout.empty()
@@ -85,12 +96,12 @@ class ReplicatedGradients(Gradients):
             [summed, sum(passes.items), wrong is not None, passes.heads.norm() ** 2, *reached], dtype=torch.float64
         ).to(self.layout.device)
         works = [dist.all_reduce(numbers, async_op=True)]
-        piece, more = self._scatter(passes)
+        piece, more = self._scatter(passes.shared, passes.unit)
         return Pending(task, passes, numbers, piece, works + more)
 
-    def _scatter(self, passes: Passes) -> tuple[Tensor, list]:
-        r"""Starts to add up the gradient of a task, $\sum n \nabla L$: what this process keeps of it, and what to wait for."""
-        flat = passes.shared.finish().mul_(passes.unit)
+    def _scatter(self, receiver: Receiver, factor: float) -> tuple[Tensor, list]:
+        """Starts to add up what arrived, times `factor`: what this process keeps of it, and what to wait for."""
+        flat = receiver.finish().mul_(factor)
         piece = flat.new_empty(self.layout.length)
         return piece, [reduce_scatter(piece, flat, async_op=True)]
 

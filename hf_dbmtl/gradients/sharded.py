@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
-from .base import Passes
 from .flat import FlatVector, Layout
 from .receiver import Hooks
 from .replicated import ReplicatedGradients, all_gather, reduce_scatter
@@ -120,7 +119,7 @@ class ShardedGradients(ReplicatedGradients):
     def _layout(self) -> ShardedLayout:
         return ShardedLayout(self.shared, dist.get_rank(), dist.get_world_size())
 
-    def _receiver(self) -> ShardReceiver:
+    def _receiver(self, total: FlatVector | None = None) -> ShardReceiver:
         return ShardReceiver(self.layout, self._flat())
 
     def _reference(self, items: Tensor) -> Tensor:
@@ -129,12 +128,12 @@ class ShardedGradients(ReplicatedGradients):
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return super()._reference(largest)
 
-    def _scatter(self, passes: Passes) -> tuple[Tensor, list]:
-        layout, piece = self.layout, passes.shared.piece
-        piece[: layout.shards].mul_(passes.unit * layout.world)  # FSDP has divided by the number of processes
+    def _scatter(self, receiver: ShardReceiver, factor: float) -> tuple[Tensor, list]:
+        layout, piece = self.layout, receiver.piece
+        piece[: layout.shards].mul_(factor * layout.world)  # FSDP has divided by the number of processes
         if layout.whole is None:
             return piece, []
-        flat = passes.shared.finish().mul_(passes.unit)
+        flat = receiver.finish().mul_(factor)
         return piece, [reduce_scatter(piece[layout.shards :], flat, async_op=True)]
 
     def full(self, vector: FlatVector) -> list[Tensor | None]:

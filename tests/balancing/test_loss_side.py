@@ -204,3 +204,12 @@ def test_task_weights_multiply_after_the_transform() -> None:
             more = 2.0 * factors[number]["b"] * gradient("b", number)
             torch.testing.assert_close(weighted[number], plain[number] + more, rtol=1e-12, atol=1e-14)
             assert others[number]["b"] == pytest.approx(3.0 * factors[number]["b"], rel=1e-12)
+
+
+@pytest.mark.parametrize("key", [*METHODS, "ew", "log"])
+def test_a_factor_known_before_never_looks_at_the_loss(key: str) -> None:
+    balancer = made(*METHODS.get(key, (key, {})))
+    balancer.begin()
+    small, large = (balancer.derivative(TASKS[0], torch.tensor(loss)).item() for loss in (0.5, 2.0))
+    assert (small == large) == balancer.known_before
+    assert balancer.known_before == (key.split()[0] in ("ew", "uw", "imtl_l", "dwa", "rlw"))

@@ -101,7 +101,7 @@ def counted(folder: Path) -> dict[str, Any]:
     return {
         f"{layout} {balancer} {accumulation}": _counted(folder, layout, balancer, accumulation)
         for layout in ("ddp", "fsdp")
-        for balancer, accumulation in (("db_mtl", 1), ("db_mtl", 2), ("log+pcgrad", 1))
+        for balancer, accumulation in (("db_mtl", 1), ("db_mtl", 2), ("log+pcgrad", 1), ("ew", 1), ("ew", 2))
     }
 
 

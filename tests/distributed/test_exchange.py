@@ -51,6 +51,21 @@ def test_ddp(run: str, pair: Group) -> None:
         assert sum(found["buffers"]) == ddp_buffers(padded)
 
 
+@pytest.mark.parametrize("run", ["ew 1", "ew 2"])
+def test_a_plain_sum_is_exchanged_once(run: str, pair: Group) -> None:
+    for outcome in pair.of("exchange_scenarios:counted"):
+        found = outcome[f"ddp {run}"]
+        _, padded, _ = sizes(found["shapes"])
+        assert found["calls"]["reduce_scatter"] == 1 and found["calls"]["all_gather"] == 1
+        assert found["volumes"]["reduce_scatter"] + found["volumes"]["all_gather"] == ddp_sent(1, padded, W)
+        # items before the passes; losses, items, reached parameters and norms behind them
+        assert found["sizes"]["all_reduce"] - found["heads"] * 4 <= 8 * (found["parameters"] + 4 * T + 2)
+        assert sum(found["buffers"]) <= ddp_buffers(padded)
+        assert sum(outcome[f"fsdp {run}"]["calls"].values()) < sum(outcome["fsdp db_mtl 1"]["calls"].values()) * int(
+            run[-1]
+        )
+
+
 @pytest.mark.parametrize("run", ["db_mtl 1", "db_mtl 2", "log+pcgrad 1"])
 def test_fsdp(run: str, pair: Group) -> None:
     passes = T * int(run[-1])
