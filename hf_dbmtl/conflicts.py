@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .second_look import random_numbers_aside
+from .streams import is_stream
 from .units import Unit, of_task
 
 
@@ -49,6 +50,11 @@ class ConflictCallback(TrainerCallback):
     def __init__(self, trainer: MultiTaskTrainer, every: int | float, rows: int = 16):
         if not every > 0 or rows < 1:
             raise ValueError(f"`every` and `rows` must be positive, and are {every} and {rows}.")
+        if any(map(is_stream, (trainer.train_dataset or {}).values())):
+            raise ValueError(
+                "Conflicts are measured on rows drawn from the training sets by number, and these have no length: leave "
+                "ConflictCallback (conflict_steps) out."
+            )
         self.trainer, self.every, self.rows = trainer, every, rows
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
-__all__ = ["JointBatchSampler", "JointDataset", "rows_per_step"]
+__all__ = ["JointBatchSampler", "JointDataset", "dealt", "rows_per_step"]
 
 
 class JointDataset(Dataset):
@@ -98,6 +98,16 @@ def rows_per_step(
     return mixed | {unit: size * parts for unit, size in (per_task_batch_size or {}).items()}
 
 
+def dealt(count: int, parts: int, position: int) -> list[tuple[int, int]]:
+    """
+    From which to which of the rows of a unit in a step each micro-batch takes. Where they do not divide, the one more goes by
+    turns: small units would crowd into one micro-batch.
+    """
+    shift = position % parts
+    cuts = [(j * count + shift) // parts for j in range(parts + 1)]
+    return list(zip(cuts, cuts[1:]))
+
+
 class JointBatchSampler:
     """
     Yields the micro-batches of joint steps, as lists of indices into a [`JointDataset`]. A step's rows are fixed by the
@@ -168,10 +178,7 @@ class JointBatchSampler:
             for position, unit in enumerate(self.sizes):
                 count = self.rows[unit]
                 indices = [starts[position] + row for row in itertools.islice(orders[position], count)]
-                # where the rows do not divide, the one more goes by turns: small units would crowd into one micro-batch
-                shift = position % self.parts
-                cuts = [(j * count + shift) // self.parts for j in range(self.parts + 1)]
-                for part, start, end in zip(parts, cuts, cuts[1:]):
+                for part, (start, end) in zip(parts, dealt(count, self.parts, position)):
                     part += indices[start:end]
             yield from parts
 

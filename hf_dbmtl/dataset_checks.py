@@ -121,12 +121,16 @@ def check_dataset(
         `ValueError`: for a dataset without rows, without inputs or without labels, or with impossible ones.
     """
     which = f"{unit}: its {split} dataset"
-    if isinstance(dataset, (torch.utils.data.IterableDataset, datasets.IterableDataset)) or not isinstance(
-        dataset, Sized
-    ):
+    stream = isinstance(dataset, (torch.utils.data.IterableDataset, datasets.IterableDataset))
+    if stream and split == "train":
+        if isinstance(dataset, datasets.IterableDataset) and dataset.column_names is not None:
+            _check_inputs(which, unit, dataset.column_names, columns)
+        return
+    if stream or not isinstance(dataset, Sized):
         raise TypeError(
-            f"{which} is a {type(dataset).__name__} and has no length. Joint batches need one: give a dataset with "
-            "`__len__`, such as `datasets.Dataset.from_generator(...)`."
+            f"{which} is a {type(dataset).__name__} and has no length. Joint batches and evaluations need one: give a dataset "
+            "with `__len__`, such as `datasets.Dataset.from_generator(...)`, or of a stream "
+            "`Dataset.from_list(list(stream.take(1000)))`. All training sets may be an `IterableDataset`."
         )
     if isinstance(dataset, (Mapping, str)) or type(dataset).__name__ == "DataFrame":
         raise TypeError(
@@ -139,17 +143,21 @@ def check_dataset(
         raise ValueError(f"{which} is empty. Give it rows, or leave the task out.")
     if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
         return
-    labels = unit.tasks if unit.is_group else LABEL_COLUMNS
-    inputs = [column for column in dataset.column_names if column not in labels]
-    if columns is not None and not any(column in columns for column in inputs):
-        raise ValueError(
-            f"{which} has the columns {dataset.column_names}, of which the model takes none as an input. It takes "
-            f"{sorted(set(columns) - set(LABEL_COLUMNS))}: tokenize the texts first, rename the columns, or set "
-            "`remove_unused_columns=False` where a `data_collator` of yours makes the inputs."
-        )
+    _check_inputs(which, unit, dataset.column_names, columns)
     for name, task in tasks.items():
         if not task.self_supervised:
             _check_labels(split, which, name, dataset, task, [name] if unit.is_group else LABEL_COLUMNS)
+
+
+def _check_inputs(which: str, unit: Unit, given: Sequence[str], columns: Collection[str] | None) -> None:
+    labels = unit.tasks if unit.is_group else LABEL_COLUMNS
+    inputs = [column for column in given if column not in labels]
+    if columns is not None and not any(column in columns for column in inputs):
+        raise ValueError(
+            f"{which} has the columns {given}, of which the model takes none as an input. It takes "
+            f"{sorted(set(columns) - set(LABEL_COLUMNS))}: tokenize the texts first, rename the columns, or set "
+            "`remove_unused_columns=False` where a `data_collator` of yours makes the inputs."
+        )
 
 
 def _check_labels(

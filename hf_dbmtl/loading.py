@@ -19,8 +19,8 @@ from .data import JointBatchSampler, JointDataset, rows_per_step
 from .dataset_checks import Lone, check_dataset, check_names
 from .group_collator import GroupCollator
 from .modeling import MultiTaskModel
+from .streaming import StreamingMixin
 from .tasks import Task
-from .trainer_part import TrainerPart
 from .units import Unit, units_of
 
 
@@ -29,7 +29,7 @@ __all__ = ["LoadingMixin"]
 logger = logging.get_logger(__name__)
 
 
-class LoadingMixin(TrainerPart):
+class LoadingMixin(StreamingMixin):
     """The part of [`MultiTaskTrainer`] that deals with datasets."""
 
     tasks: dict[str, Task | None]
@@ -137,6 +137,7 @@ class LoadingMixin(TrainerPart):
         ):
             for unit in units.values():
                 self._check_dataset(split, unit, given[unit.name])
+        self._check_streams()
         if self.args.train_sampling_strategy == "group_by_length":
             for unit in self.units:
                 self._length_column(unit)
@@ -162,7 +163,7 @@ class LoadingMixin(TrainerPart):
         """The loader of joint batches, `{unit: batch}`. A lone task of a lone process is dealt as in the stock one."""
         if self.train_dataset is None:
             raise ValueError("Training needs a `train_dataset`, a dictionary of one dataset per task.")
-        train = {}
+        train: dict[str, Any] = {}
         for unit in self.units:
             dataset = self.train_dataset[unit]
             train[unit] = self._remove_unused_columns(dataset) if isinstance(dataset, datasets.Dataset) else dataset
@@ -177,6 +178,8 @@ class LoadingMixin(TrainerPart):
             "in_order": args.dataloader_in_order,
             "worker_init_fn": partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
         }
+        if self._streams:
+            return self._stream_loader(train, options.pop("collate_fn"), options)
         sampler = None
         if len(self.tasks) == 1 and self.accelerator.num_processes == 1:
             (unit,) = train

@@ -16,7 +16,7 @@ __all__ = ["MultiTaskPipeline"]
 
 LOGITS = "logits/"  # of a task, in the flat dictionary that a pipeline can cut into rows
 # Made in `preprocess` for the answers; the encoder does not take it.
-BESIDE = ("special_tokens_mask", "offset_mapping", "context_offsets", "context", "image_size")
+BESIDE = ("special_tokens_mask", "offset_mapping", "context_offsets", "context", "choices", "image_size")
 INPUT = "a text, {'text': ..., 'text_pair': ...}, {'question': ..., 'context': ...} or {'text': ..., 'choices': [...]}"
 
 
@@ -32,8 +32,8 @@ class MultiTaskPipeline(Pipeline):
     ask(["One.", "Two."], batch_size=2, tasks=["topic"], top_k=None)
     ```
 
-    An input is a text, a pair `{"text": ..., "text_pair": ...}` or `{"question": ..., "context": ...}`, a text with choices
-    `{"text": ..., "choices": [...]}`, or an image (of PIL, a path or a URL). What comes out, by task:
+    An input is a text, a pair `{"text": ..., "text_pair": ...}` or `{"question": ..., "context": ...}`, choices with a text
+    in front of each or without, `{"text": ..., "choices": [...]}`, or an image (of PIL, a path or a URL). What comes out, by task:
 
     - classification: `{"label", "score"}` with the probability, or a list of the `top_k` best of these;
     - multi-label classification: a list of `{"label", "score"}`, the best first, of the labels that are above `threshold`;
@@ -41,7 +41,8 @@ class MultiTaskPipeline(Pipeline):
     - token classification: a list of `{"entity", "score", "index", "word", "start", "end"}`, one per token, in the words of
       the stock pipeline; special tokens and the label `"O"` are left out;
     - question answering, about pairs only: `{"answer", "score", "start", "end"}`; a text that is too long is cut;
-    - multiple choice, about choices only, and then alone: `{"choice", "score"}`;
+    - multiple choice, about choices only, and then alone: `{"choice", "text", "score"}`, its index and what it says, and
+      `"label"` where the choices have names;
     - segmentation, depth and normals: `{"segmentation", "labels"}`, `{"predicted_depth"}`, `{"normals"}`, tensors of the
       size of the image.
 
@@ -93,7 +94,7 @@ class MultiTaskPipeline(Pipeline):
         given: dict[str, Any] = {"text": input_} if isinstance(input_, str) else dict(input_)
         if given.keys() == {"question", "context"}:
             given = {"text": given["question"], "text_pair": given["context"]}
-        if given.keys() == {"text", "choices"}:
+        if given.keys() in ({"text", "choices"}, {"choices"}):
             return self._choices(given, {"truncation": True, **tokenizer_kwargs})
         if given.keys() not in ({"text"}, {"text", "text_pair"}):
             raise ValueError(f"An input is {INPUT}, got the keys {', '.join(map(repr, given))}.")
@@ -122,10 +123,9 @@ class MultiTaskPipeline(Pipeline):
         """A text with each of the choices; rows of one length with `max_length`, so that several make a batch."""
         choices = list(given["choices"])
         padding = "max_length" if "max_length" in options else True
-        encoded = self.tokenizer(
-            [given["text"]] * len(choices), choices, return_tensors="pt", padding=padding, **options
-        )
-        return {key: value.unsqueeze(0) for key, value in encoded.items()}
+        texts = [[given["text"]] * len(choices)] if "text" in given else []
+        encoded = self.tokenizer(*texts, choices, return_tensors="pt", padding=padding, **options)
+        return {key: value.unsqueeze(0) for key, value in encoded.items()} | {"choices": choices}
 
     def _image(self, inputs: Any) -> dict[str, Any]:
         from transformers.image_utils import load_image

@@ -95,7 +95,10 @@ def _span(task: QuestionAnswering, logits: Tensor, asked: Question) -> dict[str,
 
 def _choice(task: Task, logits: Tensor, asked: Question) -> dict[str, Any]:
     best, index = logits.softmax(-1).max(-1)
-    return {"choice": int(index), "score": float(best)}
+    found: dict[str, Any] = {"choice": int(index), "text": asked.row["choices"][int(index)]}
+    if task.label_names:
+        found["label"] = task.label_names[int(index)]
+    return found | {"score": float(best)}
 
 
 def _resized(logits: Tensor, asked: Question) -> Tensor:

@@ -72,7 +72,8 @@ class MultiTaskTrainer(
             A collator by task or group, or one for all. By default the tasks' kinds decide. That of a group gives
             `labels={task: tensor}`.
         train_dataset (`dict[str, Dataset]` or `Dataset`, *optional*):
-            The training sets, each with a length. A key that is the name of a task holds that task's own. Any other names a
+            The training sets, each with a length, or all without (`IterableDataset`): these need `max_steps`, are mixed
+            equally, and go on after a checkpoint by their `state_dict`. A key that is the name of a task holds that task's own. Any other names a
             group of tasks that share their rows: the dataset has a column of labels for each, named like the task, and the
             encoder runs once for all of them. Each task has one dataset. A dataset without a key is one group.
         eval_dataset (`dict[str, Dataset]` or `Dataset`, *optional*):
@@ -372,11 +373,13 @@ class MultiTaskTrainer(
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         save_balancer(output_dir, self.balancer, self.gradients, self.args)
+        self._save_position(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             load_balancer(checkpoint, self.balancer, self.gradients, self.args)
+            self._load_position(checkpoint)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the loss, weight and gradient norm of every task to each training record."""

@@ -32,10 +32,12 @@ the main settings (every one, those of transformers' TrainingArguments included:
   learning_rate, num_train_epochs, max_steps, per_device_train_batch_size (rows of each task), seed, ...
 
 tasks, each under its name:
-  kind                   classification, multi_label_classification, regression or token_classification
+  kind                   classification, multi_label_classification, regression, token_classification,
+                         question_answering, multiple_choice, masked_language_modeling, semantic_segmentation,
+                         depth_estimation or surface_normals
   dataset                path (on the Hub or here), name, revision, split: {train, eval}, data_files, delimiter,
                          eval_fraction (held out of the training data)
-  text, label            columns; two texts make a pair, several labels a vector
+  text, label            columns; two texts make a pair, several labels a vector; choices, image
   label_names or num_labels, main_metric, dropout, max_train_samples, max_eval_samples
 
 several processes: hf-dbmtl train config.yaml --num_processes 2
@@ -68,7 +70,8 @@ for all tasks.
   hf-dbmtl predict outputs/glue reviews.csv --text review
   echo "A fine film." | hf-dbmtl predict outputs/glue --tasks sst2,cola
 
-csv, tsv and jsonl files have columns; any other file is one text per line. Standard input is text per line, or JSON objects.\
+csv, tsv and jsonl files have columns; any other file is one text per line. Standard input is text per line, or JSON objects.
+Tasks that answer questions or choose are asked about rows that have these.\
 """
 
 EXPORT = """\
@@ -212,9 +215,16 @@ def _predict(commands: Any) -> None:
     predict.add_argument("--tasks", metavar="NAMES", help="with commas between them; by default all")
     predict.add_argument(
         "--text",
-        default="text",
         metavar="COLUMN",
-        help="of the texts, two for pairs: first,second (default: %(default)s)",
+        help="of the texts, two for pairs: first,second (default: text, or question,context where rows have these)",
+    )
+    predict.add_argument(
+        "--choices", metavar="COLUMN", help="of a list of choices, or of one each: a,b,c (default: choices)"
+    )
+    predict.add_argument(
+        "--arrays",
+        metavar="FOLDER",
+        help="where maps of pixels go, as .npy files whose paths the lines then hold; by default the lines hold all numbers",
     )
     predict.add_argument("--output", metavar="FILE", help="where the lines go; by default standard output")
     predict.add_argument(

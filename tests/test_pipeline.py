@@ -199,7 +199,9 @@ def test_choices(tokenizer: BertTokenizer) -> None:
     with torch.no_grad():
         inputs = {key: value[None] for key, value in encoded.items()}
         best, index = model(task="best", **inputs).logits[0].softmax(-1).max(-1)
-    assert ask(asked[0]) == {"best": {"choice": index, "score": pytest.approx(best.item())}}
+    assert ask(asked[0]) == {
+        "best": {"choice": index, "text": asked[0]["choices"][index], "score": pytest.approx(best.item())}
+    }
     assert same(ask(asked, batch_size=3), [ask(one) for one in asked])
     assert list(ask(TEXTS[0])) == ["topic"]
 

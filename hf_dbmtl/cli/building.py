@@ -23,6 +23,8 @@ from ..configuration import MultiTaskConfig
 from ..modeling import MultiTaskModel
 from ..trainer import MultiTaskTrainer
 from ..training_args import MultiTaskTrainingArguments
+from .columns import DENSE
+from .images import show_whole_images
 from .preparation import Data, load_data
 from .settings import TrainSettings
 
@@ -74,6 +76,8 @@ def load_tokenizer(settings: TrainSettings) -> tuple[Any, int | None]:
             "with an interrupted run by --resume_from_checkpoint."
         )
     if images:
+        if any(task.kind in DENSE for task in settings.tasks.values()):
+            show_whole_images(tokenizer)
         return tokenizer, None
     if tokenizer.pad_token is None:  # decoders have none; what is padded is masked
         tokenizer.pad_token = tokenizer.eos_token

@@ -13,6 +13,7 @@ from hf_dbmtl_cli import CommandError
 
 from ..configuration import check_task_name
 from ..training_args import MultiTaskTrainingArguments
+from .columns import check_kind
 from .settings import GroupSettings, Setting, TaskSettings, TrainSettings, settings_of
 from .values import alternatives, fit, nearest, takes_mapping
 from .yaml_file import load_yaml, parse_yaml
@@ -78,7 +79,7 @@ def build_config(merged: Mapping[str, Any], where: str) -> tuple[TrainSettings, 
 
 
 def _check_groups(settings: TrainSettings, path: str) -> None:
-    """That every task has rows, by `dataset` or by `group`, and every group tasks."""
+    """That every task has rows, by `dataset` or by `group`, and what its kind needs; and every group tasks."""
     known = list(settings.groups)
     for name, task in settings.tasks.items():
         where = f"{path}: tasks.{name}."
@@ -89,6 +90,7 @@ def _check_groups(settings: TrainSettings, path: str) -> None:
                 f"{where}dataset is missing: where the data come from (or `group`, where tasks share them)."
             )
         if task.group is None:
+            check_kind(where, task, task.image)
             continue
         if task.group not in settings.groups:
             there = f", only {', '.join(known)}." if known else ": `groups` is not there."
@@ -99,6 +101,7 @@ def _check_groups(settings: TrainSettings, path: str) -> None:
                     f"{where}{one.name}: the rows of the task are those of its group, where this stands: "
                     f"groups.{task.group}.{one.name}."
                 )
+        check_kind(where, task, settings.groups[task.group].image)
     for name in known:
         if not settings.members(name):
             raise CommandError(f"{path}: groups.{name}: no task has `group: {name}`: give it tasks, or leave it out.")

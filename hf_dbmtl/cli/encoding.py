@@ -2,20 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset, Image
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_dbmtl_cli import CommandError
 
 from ..encoding import encode_words
 from .labels import LabelReader
+from .settings import TaskSettings
+from .text_kinds import check_texts, choices_of_rows, positions_of_rows, windows_of_rows
 
 
-__all__ = ["encode", "encode_images"]
+__all__ = ["encode", "encode_task"]
+
+
+def encode_task(
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    settings: TaskSettings,
+    readers: Mapping[str, LabelReader],
+    max_length: int | None,
+) -> Dataset:
+    """
+    Tokenizes a dataset of one task as its kind asks for.
+
+    Args:
+        rows (`Dataset`):
+            The rows.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The tokenizer.
+        name (`str`):
+            The name of the task.
+        settings ([`TaskSettings`]):
+            The task.
+        readers (`dict[str, LabelReader]`):
+            What turns the label columns into labels, by the column that these go to.
+        max_length (`int`, *optional*):
+            Tokens of an input at most.
+    """
+    own: dict[str, Any] = {"text": settings.texts}
+    if settings.kind == "question_answering":
+        if len(settings.labels) == 2:
+            return _map(rows, positions_of_rows, name, own | {"name": name, "columns": settings.labels})
+        own |= {"tokenizer": tokenizer, "name": name, "answers": settings.labels[0], "stride": settings.stride}
+        return _map(rows, windows_of_rows, name, own | {"max_length": max_length}, with_indices=True)
+    if settings.kind == "multiple_choice":
+        own |= {"choices": settings.choice_columns, "reader": readers["labels"]}
+        return _map(rows, choices_of_rows, name, own | {"tokenizer": tokenizer, "max_length": max_length})
+    return encode(rows, tokenizer, settings.texts, readers, max_length, name)
+
+
+def _map(rows: Dataset, function: Callable, name: str, options: dict[str, Any], **how: Any) -> Dataset:
+    return rows.map(
+        function,
+        batched=True,
+        remove_columns=rows.column_names,
+        fn_kwargs=options,
+        desc=f"Tokenizing {name}",
+        **how,
+    )
 
 
 def encode(
@@ -24,6 +73,7 @@ def encode(
     text: Sequence[str],
     readers: Mapping[str, LabelReader],
     max_length: int | None,
+    name: str | None = None,
 ) -> Dataset:
     """
     Tokenizes a dataset and reads its labels, both cached by `datasets`: a second run with the same settings finds them.
@@ -39,6 +89,8 @@ def encode(
             What turns the label columns into labels, by the column that these go to.
         max_length (`int`, *optional*):
             Tokens of an input at most; longer ones are cut.
+        name (`str`, *optional*):
+            The name of the task or the group, for errors; by default those of the tasks with labels.
     """
     words = [reader.name for reader in readers.values() if reader.task.level == "token"]
     if words and not tokenizer.is_fast:
@@ -46,59 +98,9 @@ def encode(
             f"Task '{words[0]}': {type(tokenizer).__name__} does not tell which word a token belongs to: choose an "
             "encoder with a fast tokenizer."
         )
-    return rows.map(
-        _encode_words if words else _encode_texts,
-        batched=True,
-        remove_columns=rows.column_names,
-        fn_kwargs={"tokenizer": tokenizer, "text": list(text), "readers": dict(readers), "max_length": max_length},
-        desc=f"Tokenizing {', '.join(reader.name for reader in readers.values())}",
-    )
-
-
-def encode_images(rows: Dataset, processor: Any, column: str, readers: Mapping[str, LabelReader]) -> Dataset:
-    """
-    Reads the labels of a dataset of images, whose pixels are made as they are needed: on disk they would take many times
-    the room.
-
-    Args:
-        rows (`Dataset`):
-            The rows.
-        processor (`BaseImageProcessor`):
-            The image processor.
-        column (`str`):
-            The column of the images, or of their paths.
-        readers (`dict[str, LabelReader]`):
-            What turns the label columns into labels, by the column that these go to.
-    """
-    labels = {}
-    for into, reader in readers.items():
-        if reader.task.level != "sequence":
-            raise CommandError(f"Task '{reader.name}': {reader.task.kind} is for texts: name their column in `text`.")
-        labels[into] = reader(rows.select_columns(reader.columns)[:])
-    if not isinstance(rows.features[column], Image):
-        rows = rows.cast_column(column, Image())
-    rows = rows.select_columns([column])
-    for into, of_rows in labels.items():
-        rows = rows.add_column(into, of_rows)
-    return rows.with_transform(_Pixels(processor, column, ", ".join(reader.name for reader in readers.values())))
-
-
-@dataclass
-class _Pixels:
-    """What a batch of rows becomes when it is read."""
-
-    processor: Any
-    column: str
-    task: str
-
-    def __call__(self, batch: dict[str, list]) -> dict[str, Any]:
-        if self.column not in batch:  # the labels alone are asked for
-            return batch
-        images = batch.pop(self.column)
-        if None in images:
-            raise CommandError(f"Task '{self.task}': the image column '{self.column}' is empty in one row.")
-        pixels = self.processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
-        return {**batch, **pixels}
+    options = {"tokenizer": tokenizer, "text": list(text), "readers": dict(readers), "max_length": max_length}
+    named = name or ", ".join(reader.name for reader in readers.values())
+    return _map(rows, _encode_words if words else _encode_texts, named, options | {"name": named})
 
 
 def _encode_texts(
@@ -107,15 +109,10 @@ def _encode_texts(
     text: list[str],
     readers: Mapping[str, LabelReader],
     max_length: int | None,
+    name: str,
 ) -> dict[str, list]:
     for column in text:
-        for value in rows[column]:
-            if not isinstance(value, str):
-                what = "is empty in one row" if value is None else f"holds {value!r} of type {type(value).__name__}"
-                raise CommandError(
-                    f"Task '{next(iter(readers.values())).name}': the text column '{column}' {what}: give strings, or name "
-                    "another column in `text`."
-                )
+        check_texts(rows, column, name)
     batch = tokenizer(*(rows[column] for column in text), truncation=max_length is not None, max_length=max_length)
     return {**batch, **{into: reader(rows) for into, reader in readers.items()}}
 
@@ -126,6 +123,7 @@ def _encode_words(
     text: list[str],
     readers: Mapping[str, LabelReader],
     max_length: int | None,
+    name: str,
 ) -> dict[str, list]:
     """The first token of a word carries its label, the others none."""
     (column,) = text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from ..balancing import Balancer, NormWeighting
 from ..data import JointBatchSampler, rows_per_step
 from ..gradients import split_parameters
 from ..metrics import main_metric
+from ..tasks import Task
 from ..training_args import MultiTaskTrainingArguments
 from .building import make_trainer, prepare
 from .config import read_config
@@ -107,7 +108,8 @@ def _tasks(data: Data, rows: dict[str, int], heads: dict[str, nn.Parameter]) -> 
     of_unit = {task: name for name, unit in data.units.items() for task in unit}
     for name, task in data.tasks.items():
         metric = main_metric(task)
-        labels = ", ".join(task.label_names) if task.label_names else str(task.num_labels)
+        count = "" if task.num_labels is None else str(task.num_labels)  # a vocabulary is the encoder's
+        labels = ", ".join(task.label_names) if task.label_names else count
         baseline = data.baselines.get(name, {}).get(metric)
         table.add_row(
             *(name, task.kind, labels if len(labels) <= 40 else f"{task.num_labels}: {labels[:36]}…", metric),
@@ -124,18 +126,40 @@ def _first_rows(data: Data, tokenizer: Any) -> Table:
     for _ in range(3):
         table.add_column(overflow="fold")
     for name, rows in data.train.items():
-        texts = "input_ids" in rows.column_names
-        text = tokenizer.decode(rows[0]["input_ids"]) if texts else f"pixels {tuple(rows[0]['pixel_values'].shape)}"
-        lengths = [len(one) for one in rows[:1000]["input_ids"]] if texts else []
+        first, unit = rows[0], data.units[name]
+        texts = "input_ids" in first
+        text = _shown_input(first, tokenizer) if texts else f"pixels {tuple(first['pixel_values'].shape)}"
+        lengths = [_length(one) for one in rows[:1000]["input_ids"]] if texts else []
         size = f"{sum(lengths) / len(lengths):.0f} tokens on average, {max(lengths)} at most" if lengths else ""
-        unit, first = data.units[name], rows[0]
-        label = ", ".join(f"{task}: {first[task]}" for task in unit) if unit.is_group else str(first["labels"])
+        shown = {task: _shown_label(data.tasks[task], first, data.column(task), tokenizer) for task in unit}
+        label = ", ".join(f"{task}: {one}" for task, one in shown.items()) if unit.is_group else shown[name]
         table.add_row(
             name,
             f"{text if len(text) <= 200 else text[:199] + '…'}",
             f"{label if len(label) <= 60 else label[:59] + '…'}\n{size}",
         )
     return table
+
+
+def _shown_input(row: Mapping[str, Any], tokenizer: Any) -> str:
+    """The text that the encoder reads, or those of all choices."""
+    ids = row["input_ids"]
+    return " | ".join(map(tokenizer.decode, ids)) if isinstance(ids[0], list) else tokenizer.decode(ids)
+
+
+def _length(ids: Any) -> int:
+    return max(map(len, ids)) if isinstance(ids[0], list) else len(ids)
+
+
+def _shown_label(task: Task, row: Mapping[str, Any], column: str, tokenizer: Any) -> str:
+    if task.self_supervised:
+        return "made of the text"
+    label = row[column]
+    if task.dense and label is not None:
+        return f"map {tuple(label.shape)}"
+    if task.kind == "question_answering" and label is not None:
+        return f"{label}: {tokenizer.decode(row['input_ids'][label[0] : label[1] + 1])}"
+    return str(label)
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

@@ -13,13 +13,14 @@ from hf_dbmtl_cli import CommandError
 
 from ..tasks import Task, task_from_dict
 from .settings import TaskSettings
-from .sources import as_list
 from .values import nearest
 
 
 __all__ = ["LabelReader", "declare_task"]
 
 MISSING = -100
+# Kinds whose labels the data name or number; others hold positions or maps, or none at all.
+READ = ("classification", "multi_label_classification", "regression", "token_classification", "multiple_choice")
 SHOWN = 8  # names that fit into a message
 # Different strings in a label column from which on it is taken for a mistake, where they make up half of the rows.
 MANY = 100
@@ -28,35 +29,49 @@ MANY = 100
 def declare_task(name: str, settings: TaskSettings, train: Dataset) -> Task:
     """
     The task that the settings declare, its labels completed from the training data where they are silent: the names of
-    a `ClassLabel` column, else the strings that occur, sorted, else as many as the largest number asks for.
+    a `ClassLabel` column, else the strings that occur, sorted, else as many as the largest number asks for. Of choices
+    there are as many as the first row has.
 
     Raises:
         [`CommandError`]: labels that do not suit the kind of the task.
     """
-    columns = as_list(settings.label)
+    columns = settings.labels
     vector = settings.kind in ("multi_label_classification", "regression")
-    if len(columns) > 1 and not vector:
+    if len(columns) > 1 and not vector and settings.kind != "question_answering":
         raise CommandError(f"Task '{name}': {settings.kind} takes one label column, and {columns} are {len(columns)}.")
     names, count = settings.label_names, settings.num_labels
-    if names is None and len(columns) > 1:
-        names = columns
-    elif names is None and settings.kind != "regression":
-        names = _names_in(name, train, columns[0], settings.kind)
-    if names is None and count is None:
-        rows = [label for label in train[columns[0]][:] if label is not None]
-        count = _width(rows) if vector else _classes(rows)
-    described = {
-        "kind": settings.kind,
-        "num_labels": count,
-        "label_names": names,
-        "dropout": settings.dropout,
-        "main_metric": settings.main_metric,
-    }
+    if settings.kind in READ:
+        if names is None and len(columns) > 1:
+            names = columns
+        elif names is None and settings.kind != "regression":
+            names = _names_in(name, train, columns[0], settings.kind)
+        if settings.kind == "multiple_choice" and count is None:
+            count = _choices(name, settings, train)
+        if names is None and count is None:
+            rows = [label for label in train[columns[0]][:] if label is not None]
+            count = _width(rows) if vector else _classes(rows)
+    described = {"kind": settings.kind, "num_labels": count, "label_names": names}
+    for one in ("dropout", "main_metric", "max_answer_length", "mlm_probability", "ignore_index"):
+        if (value := getattr(settings, one)) is not None:
+            described[one] = value
     try:
         return task_from_dict(described)
     except (TypeError, ValueError) as error:
         found = f" (its data hold {_shown(names)})" if names and settings.label_names is None else ""
         raise CommandError(f"Task '{name}': {error}{found}") from error
+
+
+def _choices(name: str, settings: TaskSettings, train: Dataset) -> int:
+    columns = settings.choice_columns
+    if len(columns) > 1:
+        return len(columns)
+    (first,) = train.select_columns(columns)[:1][columns[0]] or [[]]
+    if not isinstance(first, list):
+        raise CommandError(
+            f"Task '{name}': the column '{columns[0]}' must hold a list of choices per row, and holds {str(first)[:80]!r}: name "
+            "another in `choices`, or a column for each."
+        )
+    return len(first)
 
 
 def _leaf(rows: Dataset, column: str) -> Any:
@@ -86,7 +101,7 @@ def _names_in(name: str, rows: Dataset, column: str, kind: str) -> list[str] | N
         )
     found: set[str] = set()
     for label in rows[column][:]:
-        found.update(_words(label) if kind != "classification" else [label])
+        found.update([label] if kind in ("classification", "multiple_choice") else _words(label))
     found.discard(None)
     if len(found) > MANY and 2 * len(found) > len(rows):
         raise CommandError(
@@ -164,7 +179,7 @@ class LabelReader:
 
     def _label(self, value: Any) -> Any:
         kind, width = self.task.kind, self.task.num_labels
-        if kind == "classification":
+        if kind in ("classification", "multiple_choice"):
             return self._index(value)
         if kind == "token_classification":
             return [self._index(one) for one in _words(value)]

@@ -12,6 +12,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+from torch import Tensor
 from transformers import pipeline
 from transformers.utils import logging
 
@@ -41,15 +43,19 @@ def run(given: argparse.Namespace) -> None:
         device=given.device,
         **{"image_processor" if images else "tokenizer": processing_class},
     )
-    columns = given.text.split(",")
-    rows, asked = itertools.tee(read_rows(given.files, images))
-    questions = (_question(row, columns, images) for row in asked)
+    columns = Columns(given.text, given.choices, images)
+    arrays = None if given.arrays is None else Path(given.arrays)
+    if arrays is not None:
+        arrays.mkdir(parents=True, exist_ok=True)
+    pairs = ((row, columns.question(row)) for row in read_rows(given.files, images))
     count = 0
     try:
-        answered = zip(rows, ask(questions, batch_size=given.batch_size, tasks=tasks), strict=True)
+        answered = _answered(ask, pairs, given.batch_size, tasks)
         first = list(itertools.islice(answered, 1))  # what is wrong with the files shows before one is written
         with open(given.output, "w", encoding="utf-8") if given.output else nullcontext(sys.stdout) as out:
             for row, answers in itertools.chain(first, answered):
+                if arrays is not None:
+                    answers = _saved(answers, arrays, count)
                 out.write(json.dumps({**row, "predictions": answers}, ensure_ascii=False, default=_plain) + "\n")
                 count += 1
     except (TypeError, ValueError) as error:  # of the pipeline, which names the task and the remedy
@@ -106,24 +112,93 @@ def _lines(file: TextIO, name: str, json_lines: bool, images: bool) -> Iterator[
         yield row
 
 
-def _question(row: dict[str, Any], columns: list[str], images: bool) -> Any:
-    if images:
-        columns = ["image" if columns == ["text"] else columns[0]]
-    for column in columns:
-        if not isinstance(row.get(column), str):
-            known = ", ".join(map(str, row))
+def _answered(
+    ask: Any, pairs: Iterator[tuple[dict[str, Any], Any]], batch_size: int, tasks: list[str] | None
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Rows with their answers; only inputs of one kind make a batch, and choices, each a text, none."""
+    for keys, group in itertools.groupby(pairs, key=lambda pair: sorted(pair[1]) if isinstance(pair[1], dict) else []):
+        rows, asked = itertools.tee(group)
+        questions = (question for _, question in asked)  # of a generator, which a pipeline reads as it goes
+        answers = ask(questions, batch_size=1 if "choices" in keys else batch_size, tasks=tasks)
+        yield from zip((row for row, _ in rows), answers, strict=True)
+
+
+class Columns:
+    """
+    Which columns of a row are asked about.
+
+    Args:
+        text (`str`, *optional*):
+            What `--text` names, with commas between. By default a row's question and context where it has these, else its
+            text.
+        choices (`str`, *optional*):
+            What `--choices` names: a column with a list, or several. By default `choices`, where a row has it.
+        images (`bool`):
+            Whether the model reads images.
+    """
+
+    def __init__(self, text: str | None, choices: str | None, images: bool):
+        self.text = None if text is None else text.split(",")
+        self.choices = None if choices is None else choices.split(",")
+        self.images = images
+
+    def question(self, row: dict[str, Any]) -> Any:
+        """What the pipeline takes for a row."""
+        if self.images:
+            (column,) = self._checked(row, (self.text or ["image"])[:1], "--text")
+            return row[column]
+        choices = self._choices(row)
+        columns = self.text
+        if columns is None:
+            asks = "text" not in row and {"question", "context"} <= row.keys()
+            columns = ["question", "context"] if asks else [] if choices and "text" not in row else ["text"]
+        self._checked(row, columns, "--text")
+        if columns == ["question", "context"]:
+            return {column: row[column] for column in columns}
+        texts = dict(zip(("text", "text_pair"), (row[column] for column in columns)))
+        return texts | ({"choices": choices} if choices else {})
+
+    def _choices(self, row: dict[str, Any]) -> list[str] | None:
+        columns = self.choices or ["choices"]
+        if len(columns) > 1:
+            return [row[column] for column in self._checked(row, columns, "--choices")]
+        (column,) = columns
+        found = row.get(column)
+        if isinstance(found, list) and found and all(isinstance(one, str) for one in found):
+            return found
+        if self.choices is None:
+            return None
+        self._checked({name: "" for name in row}, columns, "--choices")
+        raise CommandError(
+            f"the column '{column}' holds {found!r} in one row: --choices names one with a list of texts, or several columns."
+        )
+
+    def _checked(self, row: dict[str, Any], columns: list[str], option: str) -> list[str]:
+        for column in columns:
+            if isinstance(row.get(column), str):
+                continue
             if column in row:
                 raise CommandError(
-                    f"the column '{column}' holds {row[column]!r} in one row: --text names one of texts."
+                    f"the column '{column}' holds {row[column]!r} in one row: {option} names one of texts."
                 )
-            hint = nearest(column, row) or "."
-            raise CommandError(f"there is no column '{column}'{hint} Name the texts by --text; there are {known}.")
-    if columns == ["question", "context"]:
-        return {column: row[column] for column in columns}
-    texts = dict(zip(("text", "text_pair"), (row[column] for column in columns)))
-    if isinstance(row.get("choices"), list):
-        texts["choices"] = row["choices"]
-    return texts if len(texts) > 1 or not images else row[columns[0]]
+            known, hint = ", ".join(map(str, row)), nearest(column, row) or "."
+            raise CommandError(f"there is no column '{column}'{hint} Name the texts by {option}; there are {known}.")
+        return columns
+
+
+def _saved(answers: dict[str, Any], folder: Path, number: int) -> dict[str, Any]:
+    """The answers with the paths of files in place of maps of pixels."""
+    found = {}
+    for task, answer in answers.items():
+        found[task] = answer
+        if isinstance(answer, dict):
+            found[task] = answer = dict(answer)
+            for key, value in answer.items():
+                if isinstance(value, Tensor) and value.ndim > 1:
+                    path = folder / f"{number}-{task}.npy"
+                    np.save(path, value.numpy())
+                    answer[key] = str(path)
+    return found
 
 
 def _plain(value: Any) -> Any:

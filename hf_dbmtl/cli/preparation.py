@@ -11,13 +11,15 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_dbmtl_cli import CommandError
 
-from ..metrics import baseline_metrics, main_metric
 from ..tasks import Task
 from ..units import Unit
-from .encoding import encode, encode_images
+from .baselines import baseline
+from .encoding import encode, encode_task
+from .images import encode_images
 from .labels import LabelReader, declare_task
+from .maps import MapReader
 from .settings import GroupSettings, TaskSettings, TrainSettings
-from .sources import Rows, as_list, load_rows, sample
+from .sources import Rows, load_rows, sample
 from .values import nearest
 
 
@@ -80,10 +82,9 @@ def load_data(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase, longe
         ):
             if rows is not None:
                 readers = _readers(data, members, rows)
-                into[name] = _encode(source, sample(rows, count), tokenizer, readers, length)
+                into[name] = _encode(name, source, sample(rows, count), tokenizer, readers, length)
         for task in members if loaded.eval is not None else ():
-            labels = [_labels(rows[name], data.column(task)) for rows in (data.train, data.eval)]
-            data.baselines[task] = _baseline(task, declared[task], *labels)
+            data.baselines[task] = baseline(task, declared[task], data.column(task), data.train[name], data.eval[name])
     data.tasks = {name: data.tasks[name] for name in settings.tasks}
     return data
 
@@ -121,56 +122,76 @@ def load_evaluation(
         data.tasks |= {member: tasks[member] for member in members}
         data.units[name] = Unit(name, tuple(members))
         rows = sample(rows, source.max_eval_samples or settings.max_eval_samples)
-        data.eval[name] = _encode(source, rows, tokenizer, _readers(data, members, rows), length)
+        data.eval[name] = _encode(name, source, rows, tokenizer, _readers(data, members, rows), length)
+        trained = _readers(data, members, train_rows)
         for member, own in members.items():
-            columns = as_list(own.label)
-            reader = LabelReader.of(member, tasks[member], columns, train_rows)
-            train_labels = reader(train_rows.select_columns(columns)[:])
-            eval_labels = _labels(data.eval[name], data.column(member))
-            data.baselines[member] = _baseline(member, tasks[member], train_labels, eval_labels)
+            column = data.column(member)
+            reader, train = trained.get(column), None
+            if isinstance(reader, LabelReader):
+                train = {column: reader(train_rows.select_columns(own.labels)[:])}
+            data.baselines[member] = baseline(member, tasks[member], column, train, data.eval[name])
     return data
 
 
 def _load(name: str, source: TaskSettings | GroupSettings, members: Mapping[str, TaskSettings]) -> Rows:
     """The rows of a unit, with the columns that its settings and those of its tasks name."""
     for task, own in members.items():
-        _check_columns("Task", task, "label", as_list(own.label), None)
-    words = any(own.kind == "token_classification" for own in members.values())
+        if own.kind != "masked_language_modeling":
+            _check_columns("Task", task, "label", own.labels, 1, None)
+    kinds = {own.kind for own in members.values()}
     what = "Group" if isinstance(source, GroupSettings) else "Task"
-    _check_columns(what, name, "text", as_list(source.text), 1 if words else 2)
+    least, most = 1, 1 if "token_classification" in kinds else 2
+    if "multiple_choice" in kinds:
+        least, most = 0, 1
+    elif "question_answering" in kinds:
+        positions = any(len(own.labels) == 2 for own in members.values())
+        least, most = (1, None) if positions else (2, 2)
+    if source.image is None:
+        _check_columns(what, name, "text", source.texts, least, most)
     for limit in ("max_length", "max_train_samples", "max_eval_samples"):
         if (count := getattr(source, limit)) is not None and count < 1:
             raise CommandError(f"{what} '{name}': `{limit}` must be 1 or more, and is {count}.")
-    return load_rows(name, source, [column for own in members.values() for column in as_list(own.label)])
+    return load_rows(name, source, [column for own in members.values() for column in own.labels])
 
 
-def _check_columns(what: str, name: str, setting: str, columns: list[str], most: int | None) -> None:
-    if not columns or (most is not None and len(columns) > most):
-        wanted = "one column or more" if most is None else "one column" if most == 1 else "one column or two"
-        raise CommandError(f"{what} '{name}': `{setting}` must name {wanted}, and names {columns}.")
+def _check_columns(what: str, name: str, setting: str, columns: list[str], least: int, most: int | None) -> None:
+    if len(columns) < least or (most is not None and len(columns) > most):
+        wanted = {
+            (0, 1): "one column, or none",
+            (1, 1): "one column",
+            (1, 2): "one column or two",
+            (2, 2): "two columns",
+        }
+        raise CommandError(
+            f"{what} '{name}': `{setting}` must name {wanted.get((least, most or 0), 'one column or more')}, and names {columns}."
+        )
 
 
-def _readers(data: Data, members: Mapping[str, TaskSettings], rows: Dataset) -> dict[str, LabelReader]:
-    return {
-        data.column(task): LabelReader.of(task, data.tasks[task], as_list(own.label), rows)
-        for task, own in members.items()
-    }
+def _readers(data: Data, members: Mapping[str, TaskSettings], rows: Dataset) -> dict[str, Any]:
+    """What reads the labels of tasks, by the column that these go to; those of questions and masked tokens come otherwise."""
+    readers: dict[str, Any] = {}
+    for name, own in members.items():
+        task = data.tasks[name]
+        if task.dense:
+            readers[data.column(name)] = MapReader(name, task, own.labels[0])
+        elif task.kind not in ("question_answering", "masked_language_modeling"):
+            readers[data.column(name)] = LabelReader.of(name, task, own.labels, rows)
+    return readers
 
 
 def _encode(
+    name: str,
     source: TaskSettings | GroupSettings,
     rows: Dataset,
     processing: Any,
-    readers: Mapping[str, LabelReader],
+    readers: Mapping[str, Any],
     length: int | None,
 ) -> Dataset:
     if source.image is not None:
         return encode_images(rows, processing, source.image, readers)
-    return encode(rows, processing, as_list(source.text), readers, length)
-
-
-def _labels(rows: Dataset, column: str) -> list:
-    return rows.with_format(None)[column][:]
+    if isinstance(source, TaskSettings):
+        return encode_task(rows, processing, name, source, readers, length)
+    return encode(rows, processing, source.texts, readers, length)
 
 
 def _max_length(name: str, wanted: int | None, longest: int | None) -> int | None:
@@ -179,17 +200,3 @@ def _max_length(name: str, wanted: int | None, longest: int | None) -> int | Non
             f"Task '{name}': max_length={wanted} is more than the {longest} tokens that the encoder takes: lower it."
         )
     return longest if wanted is None else wanted
-
-
-def _baseline(name: str, task: Task, train_labels: list, eval_labels: list) -> dict[str, float]:
-    """What never looking at the input reaches; and the check that the main metric is one that will be computed."""
-    try:
-        metrics = baseline_metrics(task, train_labels, eval_labels)
-    except ValueError:
-        return {}  # no labels: the Trainer's own check says it better
-    if metrics and main_metric(task) not in metrics:
-        raise CommandError(
-            f"Task '{name}': main_metric '{task.main_metric}' is not computed"
-            f"{nearest(task.main_metric, metrics) or '.'} Those of its kind are {', '.join(metrics)}."
-        )
-    return metrics

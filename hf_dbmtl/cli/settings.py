@@ -7,7 +7,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..configuration import POOLINGS
-from ..tasks import Classification, MultiLabelClassification, Regression, TokenClassification
+from .columns import KINDS, as_list, columns_of_labels, columns_of_texts
 from .values import alternatives
 
 
@@ -21,8 +21,6 @@ __all__ = [
     "TrainSettings",
     "settings_of",
 ]
-
-KINDS = tuple(cls.kind for cls in (Classification, MultiLabelClassification, Regression, TokenClassification))
 
 
 def _setting(help: str, default: Any = None, choices: tuple[str, ...] | None = None) -> Any:
@@ -87,6 +85,11 @@ class GroupSettings:
     max_train_samples: int | None = _setting("Rows to train on, drawn at random, in place of the run's.")
     max_eval_samples: int | None = _setting("Rows to evaluate on, drawn at random, in place of the run's.")
 
+    @property
+    def texts(self) -> list[str]:
+        """The columns of the texts."""
+        return as_list(self.text)
+
 
 @dataclass
 class TaskSettings:
@@ -97,18 +100,50 @@ class TaskSettings:
     group: str | None = _setting(
         "The group, among `groups`, whose rows are the task's, in place of a dataset of its own."
     )
-    text: str | list[str] = _setting("The column of the texts; two make a pair. Token level: of the words.", "text")
+    text: str | list[str] | None = _setting(
+        "The column of the texts, by default 'text'; two make a pair. Token level: of the words. Questions: [question, "
+        "context]. Multiple choice: in front of every choice, [] for none."
+    )
+    choices: str | list[str] | None = _setting(
+        "Multiple choice: the column that holds a list of choices per row, by default 'choices', or columns of one each."
+    )
     image: str | None = _setting(
         "The column of the images, or of their paths, in place of texts; a folder's is 'image'."
     )
-    label: str | list[str] = _setting("The column of the labels; several make a vector of numbers.", "label")
+    label: str | list[str] | None = _setting(
+        "The column of the labels, by default 'label'; several make a vector of numbers. Questions: 'answers'. Pixels: of "
+        "maps, images of these, or their paths."
+    )
     num_labels: int | None = _setting("The number of labels; by default as many as the training data hold.")
     label_names: list[str] | None = _setting("Names of the labels; by default those in the training data.")
     main_metric: str | None = _setting("The metric that enters the average.")
     dropout: float | None = _setting("Dropout in front of the head; by default the encoder's.")
+    stride: int | None = _setting(
+        "Questions: tokens that two windows of a long text share, by default 128, a third of max_length at most."
+    )
+    max_answer_length: int | None = _setting("Questions: tokens of an answer at most, by default 30.")
+    mlm_probability: float | None = _setting(
+        "Masked language modelling: the share of tokens to predict, by default 0.15."
+    )
+    ignore_index: int | None = _setting("Segmentation: a value of pixels without a label, often 255.")
     max_length: int | None = _setting("Tokens of an input, in place of the run's.")
     max_train_samples: int | None = _setting("Rows to train on, drawn at random, in place of the run's.")
     max_eval_samples: int | None = _setting("Rows to evaluate on, drawn at random, in place of the run's.")
+
+    @property
+    def texts(self) -> list[str]:
+        """The columns of the texts: the one or two named, else those of the kind."""
+        return columns_of_texts(self.kind, self.text, self.labels)
+
+    @property
+    def labels(self) -> list[str]:
+        """The columns of the labels: those named, else that of the kind."""
+        return columns_of_labels(self.kind, self.label)
+
+    @property
+    def choice_columns(self) -> list[str]:
+        """The columns of the choices, of a task that has some."""
+        return as_list(self.choices or "choices") if self.kind == "multiple_choice" else []
 
 
 @dataclass

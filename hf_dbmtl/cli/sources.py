@@ -13,11 +13,12 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from hf_dbmtl_cli import CommandError
 
+from .columns import as_list
 from .settings import DataFiles, DatasetSettings, GroupSettings, Splits, TaskSettings
 from .values import nearest
 
 
-__all__ = ["Rows", "as_list", "load_rows", "sample"]
+__all__ = ["Rows", "load_rows", "sample"]
 
 BUILDERS = {
     ".parquet": "parquet",
@@ -56,7 +57,7 @@ def load_rows(name: str, settings: TaskSettings | GroupSettings, labels: Sequenc
         [`CommandError`]: data that are not there, cannot be read, or lack a split or a column.
     """
     task = f"{'Group' if isinstance(settings, GroupSettings) else 'Task'} '{name}'"
-    labels = as_list(settings.label) if labels is None and isinstance(settings, TaskSettings) else labels or []
+    labels = settings.labels if labels is None and isinstance(settings, TaskSettings) else labels or []
     source = settings.dataset
     _check_shares(task, source)
     load = _loader(task, source)
@@ -69,7 +70,8 @@ def load_rows(name: str, settings: TaskSettings | GroupSettings, labels: Sequenc
             train, validation = train.train_test_split(test_size=source.validation_fraction, seed=SEED).values()
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise _error(task, f"{_describe(source)} could not be loaded: {_cause(error)}") from error
-    columns = [*as_list(settings.image or settings.text), *labels]
+    choices = settings.choice_columns if isinstance(settings, TaskSettings) else []
+    columns = [*([settings.image] if settings.image else settings.texts), *choices, *labels]
     return Rows(*(None if rows is None else _select(task, rows, columns) for rows in (train, evaluation, validation)))
 
 
@@ -91,10 +93,6 @@ def _check_shares(task: str, source: DatasetSettings) -> None:
             "streaming is not supported: a step takes rows of every task by number, in an order that a resumed run finds "
             "again. `datasets` reads from disk, so that data need not fit into memory; max_train_samples limits the rows.",
         )
-
-
-def as_list(names: str | Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
 
 
 def sample(rows: Dataset, count: int | None) -> Dataset:

@@ -45,11 +45,11 @@ def test_file(read):
     settings, args = read(GOOD)
     assert settings.model_name_or_path == "tiny"
     task = settings.tasks["mrpc"]
-    assert (task.kind, task.label_names, task.text, task.label) == (
+    assert (task.kind, task.label_names, task.texts, task.labels) == (
         "classification",
         ["no", "yes"],
         ["a", "b"],
-        "label",
+        ["label"],
     )
     assert task.dataset.path == "mrpc.csv"
     assert (args.learning_rate, args.eval_strategy.value, args.balancer_kwargs) == (2e-5, "no", {"beta": 0.5})

@@ -9,7 +9,6 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from hf_dbmtl.cli.labels import LabelReader, declare_task
 from hf_dbmtl.cli.settings import DatasetSettings, TaskSettings
-from hf_dbmtl.cli.sources import as_list
 from hf_dbmtl_cli import CommandError
 
 
@@ -19,7 +18,7 @@ def read(kind: str, column, feature=None, **options):
     rows = Dataset.from_dict(columns, features=Features({"label": feature}) if feature is not None else None)
     settings = TaskSettings(kind=kind, dataset=DatasetSettings(), label=list(columns), **options)
     task = declare_task("t", settings, rows)
-    return task, LabelReader.of("t", task, as_list(settings.label), rows)(rows[:])
+    return task, LabelReader.of("t", task, settings.labels, rows)(rows[:])
 
 
 NLI = ClassLabel(names=["entailment", "neutral", "contradiction"])
