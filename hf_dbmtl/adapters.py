@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
@@ -14,6 +14,10 @@ __all__ = ["AdapterMixin", "inject_adapter"]
 
 class AdapterMixin:
     """The part of [`MultiTaskModel`] that deals with adapters."""
+
+    if TYPE_CHECKING:
+        config: Any
+        encoder: Any
 
     def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
         """

@@ -71,27 +71,31 @@ def content_from_trainer(trainer: MultiTaskTrainer, **overrides: Any) -> ModelCa
             Fields of [`ModelCardContent`] that are known better, such as `license` or `baselines`.
     """
     args, state = trainer.args, trainer.state
+    folder = Path(args.output_dir or "")
     repo_id = getattr(trainer, "hub_model_id", None) or args.hub_model_id  # with its owner, once it has been made
     config = getattr(trainer.model, "config", None)  # a module of the user's own need not have one
     train = _rows(trainer.train_dataset, trainer.units)
     evaluated = _rows(trainer.eval_dataset, trainer.eval_units)
     read: dict[str, Any] = {"tasks": {name: {} for name in {**train, **evaluated}}}
+    options: Any = args.balancer_kwargs or {}  # a dictionary since `__post_init__`
     if isinstance(config, MultiTaskConfig):
+        encoder: Any = config.encoder
+        main_input: Any = trainer.model.main_input_name
         read = {
             "tasks": config.tasks,
-            "encoder": (config.encoder.architectures or [type(config.encoder).__name__])[0],
-            "base_model": _hub_name(config.encoder.name_or_path),
+            "encoder": (encoder.architectures or [type(encoder).__name__])[0],
+            "base_model": _hub_name(encoder.name_or_path),
             "pooling": config.pooling,
-            "modality": MODALITIES.get(trainer.model.main_input_name, trainer.model.main_input_name),
+            "modality": MODALITIES.get(main_input, main_input),
         }
     best = state.best_global_step if args.load_best_model_at_end else None
     results, averages = _results(state.log_history, list(read["tasks"]), best)
     balancer = args.make_balancer()
     read |= {
-        "model_name": (repo_id or Path(args.output_dir).resolve().name or "model").split("/")[-1],
+        "model_name": (repo_id or folder.resolve().name or "model").split("/")[-1],
         "repo_id": repo_id,
         "balancer": describe_balancer(args.balancer),
-        "balancer_kwargs": _options(balancer) | dict(args.balancer_kwargs or {}),
+        "balancer_kwargs": _options(balancer) | dict(options),
         "papers": list(dict.fromkeys(part.paper for part in _parts(balancer) if ", " in getattr(part, "paper", ""))),
         "hyperparameters": _hyperparameters(args),
         "steps": state.global_step,
@@ -100,7 +104,7 @@ def content_from_trainer(trainer: MultiTaskTrainer, **overrides: Any) -> ModelCa
         "eval_rows": evaluated,
         "results": results,
         "averages": averages,
-        "picture": "training.png" if Path(args.output_dir, "training.png").is_file() else None,
+        "picture": "training.png" if (folder / "training.png").is_file() else None,
     }
     return ModelCardContent(**(read | overrides))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Sized
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 from transformers import (
@@ -106,7 +106,7 @@ class TaskCollator:
         count = self.task.num_labels
         for row in rows:
             for key, value in row.items():
-                if not isinstance(value, Sized) or len(value) != count or not isinstance(value[0], Sized):
+                if not _is_sized(value) or len(value) != count or not _is_sized(value[0]):
                     raise ValueError(
                         f"Task '{self.name}': the column '{key}' of a row must hold a list for each of its {count} choices "
                         "(num_labels): make the rows with `encode_choices`."
@@ -114,6 +114,10 @@ class TaskCollator:
         flat = [{key: value[choice] for key, value in row.items()} for row in rows for choice in range(count)]
         batch = collate_inputs(f"Task '{self.name}'", self.collate_inputs, flat)
         return {key: value.unflatten(0, (len(rows), count)) for key, value in batch.items()}
+
+
+def _is_sized(value: Any) -> bool:
+    return isinstance(value, Sized)
 
 
 def check_rows(which: str, examples: Sequence[Any]) -> None:
@@ -214,5 +218,5 @@ class CheckedCollator:
 def input_collator(processing_class: Any) -> Callable[[list[Any]], dict[str, Any]]:
     """transformers' own choice: padding where the processing class can pad, else stacking."""
     if isinstance(processing_class, (PreTrainedTokenizerBase, SequenceFeatureExtractor)):
-        return DataCollatorWithPadding(processing_class)
+        return DataCollatorWithPadding(cast(PreTrainedTokenizerBase, processing_class))  # both have `pad`
     return default_data_collator

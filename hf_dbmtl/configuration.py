@@ -44,7 +44,7 @@ class MultiTaskConfig(PreTrainedConfig):
     sub_configs = {"encoder": AutoConfig}
 
     encoder: dict | PreTrainedConfig | None = None
-    tasks: dict[str, dict] | None = None
+    tasks: dict[str, Any] | None = None
     pooling: str = "pooler"
     adapter: dict | None = None
 
@@ -87,14 +87,18 @@ class MultiTaskConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         # config.json is written with sorted keys, but the order of the heads is that of their parameters in an
         # optimizer, whose state is saved by number.
-        values = super().to_dict() | {"task_order": list(self.tasks), "custom_pipelines": copy.deepcopy(PIPELINES)}
+        values = super().to_dict() | {
+            "task_order": list(self.tasks or {}),
+            "custom_pipelines": copy.deepcopy(PIPELINES),
+        }
         if Path(values["encoder"].get("_name_or_path", "")).is_absolute():  # a folder here says nothing elsewhere
             del values["encoder"]["_name_or_path"]
         return values
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The encoder's: there `transformers` looks for sizes, the vocabulary and `initializer_range`."""
-        return self.encoder.get_text_config(decoder=decoder, encoder=encoder)
+        own: Any = self.encoder  # a configuration since `__post_init__`
+        return own.get_text_config(decoder=decoder, encoder=encoder)
 
 
 def _encoder_config(values: dict[str, Any]) -> PreTrainedConfig:

@@ -191,6 +191,6 @@ class JointBatchSampler:
             if self.strategy == "sequential":
                 yield from range(self.sizes[unit])
             elif self.strategy == "group_by_length":
-                yield from get_length_grouped_indices(self.lengths[unit], self.rows[unit], generator=generator)
+                yield from get_length_grouped_indices((self.lengths or {})[unit], self.rows[unit], generator=generator)
             else:
                 yield from torch.randperm(self.sizes[unit], generator=generator).tolist()

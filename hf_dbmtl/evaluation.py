@@ -63,9 +63,14 @@ class EvaluationMixin(TrainerPart):
         self.compute_metrics = by_task if by_task.metrics else None
         self.data_collator = self._collator_of(unit)
         given = dict.fromkeys(unit, self.preprocess_logits_for_metrics)
-        own = {task: self.tasks[task].for_metrics for task in unit if task in self._default_metrics}
-        preprocess = given if self.preprocess_logits_for_metrics is not None else own
-        self.preprocess_logits_for_metrics = PreprocessByTask(preprocess) if preprocess else None
+        own = {
+            task: declared.for_metrics
+            for task in unit
+            if (declared := self.tasks[task]) is not None and task in self._default_metrics
+        }
+        preprocess: Any = given if self.preprocess_logits_for_metrics is not None else own
+        together: Any = PreprocessByTask(preprocess) if preprocess else None  # of dictionaries, not tensors
+        self.preprocess_logits_for_metrics = together
         self._unit, self._sums = unit, {task: (0.0, 0.0) for task in unit}
         try:
             yield by_task
@@ -108,7 +113,7 @@ class EvaluationMixin(TrainerPart):
         self._memory_tracker.stop_and_update_metrics(metrics)
         return metrics
 
-    def predict(
+    def predict(  # type: ignore[override]  # what there is to return is by task
         self,
         test_dataset: Mapping[str, Dataset] | Dataset,
         ignore_keys: list[str] | None = None,
@@ -146,13 +151,13 @@ class EvaluationMixin(TrainerPart):
         own = given is self.eval_dataset
         if given is None:
             raise ValueError("Evaluation needs an `eval_dataset`, a dictionary of one dataset per task.")
-        given = given if own else check_datasets("The dataset to evaluate on", given)
+        datasets: Mapping[str, Any] = self.eval_dataset if own else check_datasets("The dataset to evaluate on", given)
         known = {**self.eval_units, **self.units}
-        units = self.eval_units if own else units_of("The dataset to evaluate on", given, list(self.tasks), known)
+        units = self.eval_units if own else units_of("The dataset to evaluate on", datasets, list(self.tasks), known)
         outputs: dict[str, EvalLoopOutput] = {}
         whole: dict[str, float] = {"samples": 0, "steps": 0}
         for name, unit in units.items():
-            dataset = given[name]
+            dataset = datasets[name]
             if not own:
                 self._check_dataset("test" if description == "Prediction" else "eval", unit, dataset)
             with self._serving(unit, dataset) as by_task:
@@ -164,9 +169,10 @@ class EvaluationMixin(TrainerPart):
                     metric_key_prefix=prefix,
                 )
                 losses = self._exact_losses()
-            whole["samples"] += output.num_samples
-            whole["steps"] += math.ceil(output.num_samples / (self.args.eval_batch_size * self.args.world_size))
-            if (preparation := output.metrics.get(f"{prefix}_model_preparation_time")) is not None:
+            rows, metrics = output.num_samples or 0, output.metrics or {}
+            whole["samples"] += rows
+            whole["steps"] += math.ceil(rows / (self.args.eval_batch_size * self.args.world_size))
+            if (preparation := metrics.get(f"{prefix}_model_preparation_time")) is not None:
                 whole["preparation"] = preparation
             for task in unit:
                 found = {**by_task.found.get(task, {}), **({"loss": losses[task]} if task in losses else {})}
@@ -196,9 +202,10 @@ class EvaluationMixin(TrainerPart):
         if "preparation" in whole:
             metrics[f"{prefix}_model_preparation_time"] = whole["preparation"]
         for task, output in outputs.items():
-            metrics |= output.metrics
-            losses.append(output.metrics.get(f"{prefix}_{task}_loss"))
-            mains.append(self._main_value(task, output.metrics, f"{prefix}_{task}_"))
+            own = output.metrics or {}
+            metrics |= own
+            losses.append(own.get(f"{prefix}_{task}_loss"))
+            mains.append(self._main_value(task, own, f"{prefix}_{task}_"))
         for key, values in (("loss", losses), ("average", mains)):
             present = [value for value in values if value is not None]
             if present:
@@ -220,7 +227,7 @@ class EvaluationMixin(TrainerPart):
                 )
         return metrics[given[0]] if given else None
 
-    def prediction_step(
+    def prediction_step(  # type: ignore[override]  # logits and labels are by task
         self,
         model: nn.Module,
         inputs: dict[str, Any],

@@ -49,8 +49,8 @@ class LoadingMixin(StreamingMixin):
             names = list(named) if isinstance(named, (Mapping, list, tuple, nn.ModuleDict)) else []
             self.tasks = dict.fromkeys(given)
             if names or isinstance(given, Lone):
-                fed = units_of("`train_dataset`" if self.train_dataset else "`eval_dataset`", given, names).values()
-                self.tasks = dict.fromkeys(name for name in names if any(name in unit for unit in fed))
+                every = units_of("`train_dataset`" if self.train_dataset else "`eval_dataset`", given, names).values()
+                self.tasks = dict.fromkeys(name for name in names if any(name in unit for unit in every))
             parameters = inspect.signature(self.model.forward).parameters
             takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
             # those of transformers let unknown keywords pass unread: every task would train the same head
@@ -100,7 +100,7 @@ class LoadingMixin(StreamingMixin):
         return self.collators[unit.name] if self._collated.get(unit.name) == unit else self._collator(unit)
 
     def _collator(self, unit: Unit) -> Callable:
-        declared = {task: self.tasks[task] for task in unit if self.tasks[task] is not None}
+        declared = self._declared(unit)
         columns, given = self._columns(), self._given_collators.get(unit.name)
         if given is not None:
             collator = CheckedCollator(unit, declared, given) if declared else given
@@ -124,7 +124,8 @@ class LoadingMixin(StreamingMixin):
     def _accepted_columns(self) -> list[str] | None:
         """The columns of a dataset that the model takes; `None` if it takes any."""
         declared = isinstance(self.model, MultiTaskModel)
-        parameters = inspect.signature((self.model.encoder if declared else self.model).forward).parameters.values()
+        reader: Any = self.model.encoder if declared else self.model
+        parameters = inspect.signature(reader.forward).parameters.values()
         if not declared and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             return None
         names = [one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
@@ -139,15 +140,18 @@ class LoadingMixin(StreamingMixin):
                 self._check_dataset(split, unit, given[unit.name])
         self._check_streams()
         if self.args.train_sampling_strategy == "group_by_length":
-            for unit in self.units:
-                self._length_column(unit)
+            for name in self.units:
+                self._length_column(name)
 
     def _check_dataset(self, split: str, unit: Unit, dataset: Any) -> None:
         if unit.name in self._own_collators:  # which may make inputs of texts, and labels of whatever there is
             check_dataset(split, unit, dataset, {}, self._columns())
         else:
-            declared = {task: self.tasks[task] for task in unit if self.tasks[task] is not None}
-            check_dataset(split, unit, dataset, declared, self._accepted_columns())
+            check_dataset(split, unit, dataset, self._declared(unit), self._accepted_columns())
+
+    def _declared(self, unit: Unit) -> dict[str, Task]:
+        """The tasks of a unit, without those of a user's module."""
+        return {name: task for name in unit if (task := self.tasks[name]) is not None}
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
         return data_collator  # which does so already, by what the encoder takes and not the model around it
@@ -184,7 +188,7 @@ class LoadingMixin(StreamingMixin):
         if len(self.tasks) == 1 and self.accelerator.num_processes == 1:
             (unit,) = train
             options["sampler"] = self._get_train_sampler(self.train_dataset[unit])
-            options["batch_size"] = (args.per_task_batch_size or {}).get(unit, self._train_batch_size)
+            options["batch_size"] = self._own_sizes().get(unit, self._train_batch_size)
             options["drop_last"] = args.dataloader_drop_last
         else:
             options["batch_sampler"] = sampler = self._joint_sampler()
@@ -195,7 +199,7 @@ class LoadingMixin(StreamingMixin):
         parts = args.gradient_accumulation_steps * self.accelerator.num_processes
         sizes = {unit: len(self.train_dataset[unit]) for unit in self.units}
         rows = rows_per_step(
-            sizes, self._train_batch_size, parts, args.mixing, args.mixing_temperature, args.per_task_batch_size
+            sizes, self._train_batch_size, parts, args.mixing, args.mixing_temperature, self._own_sizes()
         )
         by_length = args.train_sampling_strategy == "group_by_length"
         return JointBatchSampler(
@@ -209,6 +213,10 @@ class LoadingMixin(StreamingMixin):
             args.seed if args.data_seed is None else args.data_seed,
         )
 
+    def _own_sizes(self) -> dict[str, int]:
+        sizes: Any = self.args.per_task_batch_size  # a dictionary since `__post_init__`, where it is given
+        return sizes or {}
+
     def _lengths(self, unit: str) -> Sequence[int]:
         dataset, column = self.train_dataset[unit], self._length_column(unit)
         if column == self.args.length_column_name:
@@ -220,7 +228,8 @@ class LoadingMixin(StreamingMixin):
         dataset, column = self.train_dataset[unit], self.args.length_column_name
         if isinstance(dataset, datasets.Dataset) and column in dataset.column_names:
             return column
-        main_input = self.processing_class.model_input_names[0] if self.processing_class is not None else "input_ids"
+        processing_class: Any = self.processing_class
+        main_input = "input_ids" if processing_class is None else processing_class.model_input_names[0]
         if main_input not in dataset[0]:
             raise ValueError(
                 f"{self.units[unit]}: its rows cannot be grouped by length, since they have neither '{main_input}' nor a "

@@ -96,14 +96,15 @@ class MultiTaskModel(AdapterMixin, PreTrainedModel):
                 "The configuration has no task. To put heads on an encoder, call "
                 "MultiTaskModel.from_encoder(name_or_path, tasks={'name': Classification(num_labels=2), ...})."
             )
+        of_encoder: Any = config.encoder
         if encoder is None:
             # The default dtype is the one that `from_pretrained` asks for, as it is for the heads below.
             with limited_modules():
-                encoder = _auto_class(config.encoder).from_config(config.encoder, dtype=torch.get_default_dtype())
+                encoder = _auto_class(of_encoder).from_config(of_encoder, dtype=torch.get_default_dtype())
         else:
             # `post_init` would draw anew the weights of modules put in after loading: adapters, a new layer.
             for module in encoder.modules():
-                module._is_hf_initialized = True
+                setattr(module, "_is_hf_initialized", True)
         if config.adapter is not None:
             inject_adapter(encoder, config.adapter)
         self.encoder = encoder
@@ -112,8 +113,8 @@ class MultiTaskModel(AdapterMixin, PreTrainedModel):
         self.main_input_name = encoder.main_input_name
         self.input_modalities = encoder.input_modalities
         self.supports_gradient_checkpointing = encoder.supports_gradient_checkpointing
-        if getattr(config.encoder, "use_cache", False):  # a decoder's, of no use without generation
-            config.encoder.use_cache = False
+        if getattr(of_encoder, "use_cache", False):  # a decoder's, of no use without generation
+            of_encoder.use_cache = False
         self.post_init()
 
     @classmethod
@@ -186,10 +187,8 @@ class MultiTaskModel(AdapterMixin, PreTrainedModel):
         """
         missing: set[str] = set()
         if isinstance(encoder, (str, PathLike)):
-            auto_class = _auto_class(AutoConfig.from_pretrained(encoder, **kwargs))
             dtype = torch.float32 if dtype is None else dtype
-            encoder, info = auto_class.from_pretrained(encoder, dtype=dtype, output_loading_info=True, **kwargs)
-            missing = info["missing_keys"]
+            encoder, missing = _load_encoder(encoder, dtype, kwargs)
         elif kwargs or dtype is not None:
             raise TypeError(f"{', '.join(kwargs) or 'dtype'}: only for an encoder that is loaded here, by its name.")
         _check_encoder(encoder)
@@ -208,9 +207,8 @@ class MultiTaskModel(AdapterMixin, PreTrainedModel):
                 "encoder.float() before."
             )
         encoder.config.architectures = [type(encoder).__name__]
-        config = MultiTaskConfig(
-            encoder=encoder.config, tasks=tasks, pooling=pooling, name_or_path=encoder.name_or_path
-        )
+        config = MultiTaskConfig(encoder=encoder.config, tasks=tasks, pooling=pooling)
+        config.name_or_path = encoder.name_or_path
         model = cls(config, encoder=encoder)
         model.heads.to(encoder.device, encoder.dtype)
         return model.train(encoder.training)
@@ -234,22 +232,24 @@ class MultiTaskModel(AdapterMixin, PreTrainedModel):
         Raises:
             `ValueError`: an unknown task, labels without a task, or labels whose shape does not fit the logits.
         """
-        alone = isinstance(task, str)
-        names = list(self.tasks) if task is None else [self._known(one) for one in ([task] if alone else task)]
+        asked = list(self.tasks) if task is None else [task] if isinstance(task, str) else task
+        names = [self._known(one) for one in asked]
+        alone = names[0] if isinstance(task, str) else None
         by_name = _by_name(task, names, labels)
         outputs = self.encoder(**flatten_choices(inputs), return_dict=True)
+        heads: dict[str, Any] = {name: self.heads[name] for name in names}
         seen = {
             level: features(level, outputs, self.config.pooling, inputs, self.config.encoder)
-            for level in {self.heads[name].level for name in names}
+            for level in {head.level for head in heads.values()}
         }
-        logits = {name: self.heads[name](seen[self.heads[name].level]) for name in names}
+        logits = {name: head(seen[head.level]) for name, head in heads.items()}
         measured = {name: self._loss(name, logits[name], by_name[name]) for name in names if name in by_name}
         loss = {name: one for name, (one, _) in measured.items()} or None
         num_items = {name: items for name, (_, items) in measured.items()} or None
         return MultiTaskOutput(
-            loss=loss[task] if alone and loss else loss,
-            logits=logits[task] if alone else logits,
-            num_items=num_items[task] if alone and num_items else num_items,
+            loss=loss[alone] if alone and loss else loss,
+            logits=logits[alone] if alone else logits,
+            num_items=num_items[alone] if alone and num_items else num_items,
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
@@ -326,9 +326,16 @@ def _by_name(task: Any, names: list[str], labels: Any) -> dict[str, Tensor]:
     return dict(labels)
 
 
-def _auto_class(config: PreTrainedConfig) -> type:
+def _load_encoder(name: str | PathLike, dtype: Any, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, set[str]]:
+    """The encoder, and the names of the weights that its checkpoint lacks."""
+    auto_class = _auto_class(AutoConfig.from_pretrained(name, **kwargs))
+    encoder, info = auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True, **kwargs)
+    return encoder, info["missing_keys"]
+
+
+def _auto_class(config: PreTrainedConfig) -> type[AutoModel] | type[AutoModelForTextEncoding]:
     """`AutoModel`, or where that is an encoder with a decoder (T5 and its family) the class of the encoder alone."""
-    model_class = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
+    model_class: Any = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
     alone = model_class is not None and model_class.__name__.endswith("EncoderModel")
     return AutoModelForTextEncoding if alone else AutoModel
 
@@ -343,7 +350,7 @@ def _check_encoder(encoder: Any) -> None:
     if isinstance(encoder, MultiTaskModel):
         raise ValueError("encoder is a MultiTaskModel already: give it heads with add_task, or pass its .encoder.")
     mapping = MODEL_MAPPING if _auto_class(encoder.config) is AutoModel else MODEL_FOR_TEXT_ENCODING_MAPPING
-    known = mapping.get(type(encoder.config), ())
+    known: Any = mapping.get(type(encoder.config), ())
     known = known if isinstance(known, tuple) else (known,)
     if type(encoder) not in known:
         raise ValueError(

@@ -38,7 +38,7 @@ class Task:
             Name of a head class of your own, see [`~heads.register_head`]; `None` takes the one of the kind.
     """
 
-    num_labels: int | None = None
+    num_labels: int = None  # type: ignore[assignment]  # None until made, then a number or refused
     label_names: list[str] | None = None
     dropout: float | None = None
     main_metric: str | None = None

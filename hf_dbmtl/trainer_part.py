@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         shared_parameters: str | Sequence[str] | nn.Module | None
         tasks: dict[str, Task | None]  # None for those of a user's module
         units: dict[str, Unit]  # the datasets, by task or by group of tasks that share one
+        eval_units: dict[str, Unit]
         collators: dict[str, Callable]  # by unit
         balancer: Balancer
         gradients: Gradients

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from .auto_lambda import TunedWeights
 from .db_mtl import EMA
 from .part import Part
 from .transforms import LossTransform
 from .vectors import Vector
-from .weightings import Equal, GramianWeighting, NormWeighting, Weighting
+from .weightings import CoordinateWeighting, Equal, GramianWeighting, NormWeighting, Weighting
 
 
 __all__ = ["Balanced", "Balancer"]
@@ -162,13 +163,14 @@ class Balancer:
     def _rescale(self, factor: float) -> None:
         if factor != 1.0:
             self._late = {task: late * factor for task, late in self._late.items()}
-            if self._started:
+            if self._started and self._update is not None:
                 self._update.mul_(factor)
 
     def _add(self, task: str, gradient: Vector) -> None:
         """Adds a gradient to the running sum, which stands for all of them where the norms suffice."""
-        unit = self.weighting.unit(self._norms[task], task) * self.task_weight(task)
-        if self._started:
+        weighting = cast(NormWeighting, self.weighting)  # see `_streams`
+        unit = weighting.unit(self._norms[task], task) * self.task_weight(task)
+        if self._started and self._update is not None:
             self._update.add_(gradient, unit)
         else:
             self._update = self._room(gradient).swap_(gradient.mul_(unit))
@@ -192,12 +194,12 @@ class Balancer:
                 else:
                     self._rows[task], self._norms[task] = self.memory.update(task, row, self.steps + 1)
         if isinstance(self.weighting, NormWeighting):
-            balanced = self._by_norms()
+            balanced = self._by_norms(self.weighting)
         elif isinstance(self.weighting, GramianWeighting):
-            balanced = self._by_gramian()
+            balanced = self._by_gramian(self.weighting)
         else:
-            balanced = self._by_coordinates()
-        if not self._waits:
+            balanced = self._by_coordinates(cast(CoordinateWeighting, self.weighting))
+        if not self._waits and balanced.update is not None:
             balanced.update.mul_(common)
         heads = self.weighting.head_weights(balanced.weights)
         for task, loss in self._losses.items():
@@ -211,12 +213,12 @@ class Balancer:
         self.begin()
         return balanced
 
-    def _by_norms(self) -> Balanced:
-        scale = self.weighting.scale(list(self._norms.values()))
+    def _by_norms(self, weighting: NormWeighting) -> Balanced:
+        scale = weighting.scale(list(self._norms.values()))
         weights = {
-            task: scale * self.weighting.unit(norm, task) * self.task_weight(task) for task, norm in self._norms.items()
+            task: scale * weighting.unit(norm, task) * self.task_weight(task) for task, norm in self._norms.items()
         }
-        if self._streams:
+        if self._streams and self._update is not None:
             return Balanced(self._update.mul_(scale), weights)
         return Balanced(self._weighted_sum(weights), weights)
 
@@ -228,22 +230,22 @@ class Balancer:
         self._update = update
         return update
 
-    def _by_gramian(self) -> Balanced:
+    def _by_gramian(self, weighting: GramianWeighting) -> Balanced:
         first, *others = self._rows.values()
         gramian = first.gramian(others)
         norms = gramian.diagonal().clamp(min=0).sqrt()
         self._norms = dict(zip(self._rows, norms.tolist()))
-        found = self.weighting.weights(gramian, list(self._rows), list(self._losses.values()), self.steps + 1)
+        found = weighting.weights(gramian, list(self._rows), list(self._losses.values()), self.steps + 1)
         weights = {task: weight * self.task_weight(task) for task, weight in zip(self._rows, found.tolist())}
         update = self._weighted_sum(weights)
         pairs = torch.triu_indices(len(norms), len(norms), 1)
         cosines = (gramian / (norms[:, None] * norms).clamp(min=torch.finfo(gramian.dtype).tiny))[pairs[0], pairs[1]]
         return Balanced(update, weights, cosines=cosines if len(cosines) else None)
 
-    def _by_coordinates(self) -> Balanced:
+    def _by_coordinates(self, weighting: CoordinateWeighting) -> Balanced:
         of_user = {task: self.task_weight(task) for task in self._rows}
         losses = list(self._losses.values())
-        update, weights = self.weighting.combine(self._rows, losses, self.steps + 1, list(of_user.values()))
+        update, weights = weighting.combine(self._rows, losses, self.steps + 1, list(of_user.values()))
         return Balanced(update, {task: weights.get(task, 1.0) * of_user[task] for task in self._rows})
 
     def task_weight(self, task: str) -> float:
@@ -257,7 +259,8 @@ class Balancer:
 
     def planned(self) -> tuple[Vector, dict[str, float]]:
         """The weighted sum of the gradients taken, with the weights as they are before being tuned, and the weights."""
-        weights = {task: one * self.task_weight(task) for task, one in self.transform.weights(list(self._rows)).items()}
+        tuned = cast(TunedWeights, self.transform).weights(list(self._rows))
+        weights = {task: one * self.task_weight(task) for task, one in tuned.items()}
         total = next(iter(self._rows.values())).new_zero()
         for task, row in self._rows.items():
             total.add_(row, weights[task])
@@ -279,7 +282,7 @@ class Balancer:
                 That of the step.
         """
         of_user = products.new_tensor([self.task_weight(task) for task in self._rows])
-        self.transform.tune(products * of_user, list(self._rows), learning_rate)
+        cast(TunedWeights, self.transform).tune(products * of_user, list(self._rows), learning_rate)
 
     def look_again(self, losses: Mapping[str, float]) -> None:
         """Given the losses of the same batch after the optimizer's step, where the transform wants them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ class TorchJDScalarizer(Adapted, LossTransform):
         self.learning_rate, self.optimizer = learning_rate, optimizer
         self.learned = [] if self.looks_again else [one for one in self.source.parameters() if one.requires_grad]
         # one module with all that there is to be saved
-        self.kept: Any = nn.Module()
+        self.kept = cast(Any, nn.Module())
         self.kept.source = self.source
         self.kept.optimizer = OPTIMIZERS[optimizer](self.learned, lr=learning_rate) if self.learned else None
         self.kept.epoch = 0
@@ -95,7 +95,7 @@ class TorchJDScalarizer(Adapted, LossTransform):
 
     def look_again(self, losses: Mapping[str, float]) -> None:
         found = [losses.get(task, math.nan) for task in self.tasks]
-        if all(map(math.isfinite, found)):
+        if isinstance(self.source, FAMO) and all(map(math.isfinite, found)):
             self.source.update(torch.tensor(found, dtype=torch.float64))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from transformers import EvalPrediction
@@ -20,7 +20,7 @@ from .spans import is_bio, token_classification
 
 
 if TYPE_CHECKING:
-    from ..tasks import Task
+    from ..tasks import QuestionAnswering, Task
 
 __all__ = ["baseline_metrics", "default_compute_metrics", "main_metric"]
 
@@ -86,7 +86,7 @@ def default_compute_metrics(task: Task, name: str | None = None) -> ComputeMetri
         ones) on labelled items make every metric NaN; with no labelled item the dictionary is empty.
     """
     if task.kind == "question_answering":
-        return AnswerMetric(task)
+        return AnswerMetric(cast("QuestionAnswering", task))
     _of_kind(task, JUDGES | WHOLE)  # refuses an unknown kind now
     return partial(_judge, task=task, name=name)
 
@@ -171,7 +171,7 @@ JUDGES = {
     "multiple_choice": multiple_choice,
 }
 # functions of predictions, reduced by `Task.for_metrics` or not, and labels
-WHOLE = {
+WHOLE: dict[str, Callable[[Any, np.ndarray, np.ndarray], dict[str, Any]]] = {
     "masked_language_modeling": masked_tokens,
     "semantic_segmentation": segmentation,
     "depth_estimation": depth,
