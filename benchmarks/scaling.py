@@ -96,28 +96,26 @@ class Run:
 def waiting() -> Iterator[list[float]]:
     """How long this process waits for gradients that are on their way (DDP)."""
     seconds: list[float] = []
-    original = ReplicatedGradients._finish
+    original = ReplicatedGradients._wait
 
-    def finish(self: Any, pending: Any, how: Any) -> Any:
+    def wait(works: list) -> None:
         start = time.perf_counter()
-        for work in pending.works:
-            work.wait()
+        original(works)
         seconds.append(time.perf_counter() - start)
-        pending.works = []
-        return original(self, pending, how)
 
-    ReplicatedGradients._finish = finish
+    ReplicatedGradients._wait = staticmethod(wait)
     try:
         yield seconds
     finally:
-        ReplicatedGradients._finish = original
+        ReplicatedGradients._wait = staticmethod(original)
 
 
 def measure(tasks: int, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, waiting() as waited:
         run = Run(tasks, options, folder)
         run.trainer.train()
-        seconds, share = run.clock.seconds[2:], sum(waited[2 * tasks :])
+        seconds = run.clock.seconds[2:]
+        share = sum(waited[2 * len(waited) // (options.steps + 2) :])  # of the same steps
         found = {"tasks": tasks, "seconds": median(seconds), "waiting": share / sum(seconds)}
         run.clock.counting, run.trainer.args.max_steps = True, 1
         run.trainer.train()

@@ -305,8 +305,16 @@ class MultiTaskTrainer(
 
     def _count_items(self, unit: Unit, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The number of items of a batch by task, from its labels."""
-        labelled = {task: self.tasks[task].labelled(of_task(batch["labels"], task)).sum() for task in unit}
-        return {task: count * 0 for task, count in labelled.items()} if isinstance(batch, Filler) else labelled
+        counts = {}
+        for task in unit:
+            labels = of_task(batch.get("labels"), task)
+            counted = labels is not None and not isinstance(
+                batch, Filler
+            )  # without labels the forward pass has no loss
+            counts[task] = (
+                self.tasks[task].labelled(labels).sum() if counted else torch.tensor(0, device=self.args.device)
+            )
+        return counts
 
     def _skip_step(self, task: str, measured: TaskGradient) -> Tensor:
         """Gives the step up: nothing for the optimizer, the balancer not counted on, and the user told."""

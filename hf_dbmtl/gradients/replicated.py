@@ -73,10 +73,15 @@ class ReplicatedGradients(Gradients):
 
     def _land(self, receiver: Receiver, factor: float, reached: Sequence[bool], total: FlatVector) -> None:
         piece, works = self._scatter(receiver, factor)
-        for work in works:
-            work.wait()
+        self._wait(works)
         self._free.append(receiver.flat)
         total.swap_(FlatVector(self.layout, piece, torch.tensor(reached, dtype=torch.bool)))
+
+    @staticmethod
+    def _wait(works: list) -> None:
+        """For what is on its way."""
+        for work in works:
+            work.wait()
 
     def _summed_over_processes(self, numbers: Sequence[float]) -> list[float]:
         tensor = torch.tensor(numbers, dtype=torch.float64).to(self.layout.device)
@@ -106,8 +111,7 @@ class ReplicatedGradients(Gradients):
         return piece, [reduce_scatter(piece, flat, async_op=True)]
 
     def _finish(self, pending: Pending, how: How) -> TaskGradient:
-        for work in pending.works:
-            work.wait()
+        self._wait(pending.works)
         passes = pending.passes
         self._free.append(passes.shared.flat)
         loss, items, wrong, heads_norm, *reached = pending.numbers.tolist()
