@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .receiver import Hooks, Receiver
+from .flat import FlatVector
+from .receiver import Hooks, Receives
 from .vector import GradientVector, accumulation_dtype
 
 
@@ -39,7 +40,7 @@ class How:
             The factor that `backward` puts on the loss (the scaler's), taken out of the gradients again.
         norms (`bool`):
             Whether the norm of every task's gradient is wanted.
-        total (`GradientVector`, *optional*):
+        total (`FlatVector`, *optional*):
             A vector whose memory may be overwritten, where all that is wanted of the tasks' gradients is their sum, and
             neither they nor their norms: autograd may add them to it at once, those of a unit in one backward pass. The first
             task present is then lent the sum, which those after it go on adding to, and these a zero vector; the gradient of
@@ -51,7 +52,7 @@ class How:
     derivative: Callable[[str, Tensor], Tensor]
     loss_scale: float = 1.0
     norms: bool = True
-    total: GradientVector | None = None
+    total: FlatVector | None = None
 
 
 @dataclass
@@ -64,7 +65,7 @@ class TaskGradient:
             The mean loss over the task's items, $\ell_t = \sum n L / N_t$.
         num_items (`float`):
             $N_t$, the number of items that carry a label of the task; 0 where the task is absent from the step.
-        shared (`GradientVector`):
+        shared (`FlatVector`):
             $\phi'(\ell_t) \nabla_\theta \ell_t$, the gradient of the shared parameters.
         heads (`GradientVector`):
             The same for the parameters of the heads (with several processes this one's part of the sum).
@@ -76,7 +77,7 @@ class TaskGradient:
 
     loss: float
     num_items: float
-    shared: GradientVector
+    shared: FlatVector
     heads: GradientVector
     norm: float | None
     heads_norm: float = 0.0
@@ -97,7 +98,7 @@ class Passes:
     Attributes:
         parts (`int`):
             $M$.
-        shared (`Receiver`):
+        shared (`Receives`):
             Takes in the gradient of the shared parameters.
         heads (`GradientVector`):
             The gradient of the heads.
@@ -106,7 +107,7 @@ class Passes:
     """
 
     parts: int
-    shared: Receiver
+    shared: Receives
     heads: GradientVector
     numbers: list[Tensor] = field(default_factory=list)
     reference: Tensor | None = None
@@ -173,14 +174,14 @@ class Gradients(ABC):
         """
 
     @abstractmethod
-    def write(self, shared: GradientVector, heads: GradientVector, loss_scale: float = 1.0) -> None:
+    def write(self, shared: FlatVector, heads: GradientVector, loss_scale: float = 1.0) -> None:
         """Sets every parameter's `.grad` for the optimizer, times `loss_scale`; what no task reached stays `None`."""
 
     @abstractmethod
-    def full(self, vector: GradientVector) -> list[Tensor | None]:
+    def full(self, vector: FlatVector) -> list[Tensor | None]:
         """One whole tensor per shared parameter, `None` where none was reached. Every process must call it."""
 
-    def like_parameters(self, vector: GradientVector) -> list[Tensor | None]:
+    def like_parameters(self, vector: FlatVector) -> list[Tensor | None]:
         """
         As `full`, but sharded as the parameters are, and in memory that the passes of the next step overwrite. Every process
         must call it.
@@ -188,7 +189,7 @@ class Gradients(ABC):
         return self.full(vector)
 
     @abstractmethod
-    def from_entries(self, entries: Sequence[tuple[int, int, Tensor]]) -> GradientVector:
+    def from_entries(self, entries: Sequence[tuple[int, int, Tensor]]) -> FlatVector:
         """
         This process's part of a vector of the shared parameters.
 
@@ -203,7 +204,7 @@ class Gradients(ABC):
         """The gradient of the heads, the parts of all processes added up. Every process must call it."""
 
     @abstractmethod
-    def zero(self) -> tuple[GradientVector, GradientVector]:
+    def zero(self) -> tuple[FlatVector, GradientVector]:
         """Zero vectors of the shared parameters and of the heads, nothing reached."""
 
     def skip(self, scaled: bool = False) -> None:
@@ -220,7 +221,7 @@ class Gradients(ABC):
         batches: Sequence[Any],
         how: How,
         hooks: Hooks,
-        receiver: Callable[[], Receiver],
+        receiver: Callable[[], Receives],
         transformed: bool = False,
     ) -> Iterator[tuple[str, Passes]]:
         """

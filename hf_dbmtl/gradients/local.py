@@ -31,10 +31,10 @@ class LocalGradients(Gradients):
         self, units: Mapping[str, Sequence[str]], batches: Callable[[str], Sequence[Any]], how: How
     ) -> Iterator[tuple[str, TaskGradient]]:
         of_units = {unit: batches(unit) for unit in units}
-        summed = how.total is not None and how.loss_scale == 1.0 and all(len(one) < 2 for one in of_units.values())
+        total = how.total if how.loss_scale == 1.0 and all(len(one) < 2 for one in of_units.values()) else None
         with Hooks(self.layout.parameters) as hooks:
-            if summed:
-                yield from self._sum_up(units, of_units, how, hooks)
+            if total is not None:
+                yield from self._sum_up(units, of_units, how, hooks, total)
             else:
                 for unit, tasks in units.items():
                     yield from self._one_by_one(tasks, of_units[unit], how, hooks)
@@ -56,17 +56,22 @@ class LocalGradients(Gradients):
             self._free += [tensor for tensor in measured.shared.tensors if tensor is not None]
 
     def _sum_up(
-        self, units: Mapping[str, Sequence[str]], batches: Mapping[str, Sequence[Any]], how: How, hooks: Hooks
+        self,
+        units: Mapping[str, Sequence[str]],
+        batches: Mapping[str, Sequence[Any]],
+        how: How,
+        hooks: Hooks,
+        total: FlatVector,
     ) -> Iterator[tuple[str, TaskGradient]]:
         """
-        Lets autograd add the gradients of all tasks, whose units have a single micro-batch at most, to `how.total`, in one
+        Lets autograd add the gradients of all tasks, whose units have a single micro-batch at most, to `total`, in one
         backward pass of a unit for the sum of its tasks' losses. The first task present is lent the total, the others
         nothing, and the first of each unit the gradient of its heads. The total is looked at once, when it is whole.
         """
-        total, begun = how.total, False
+        begun = False
         (flat,) = total.tensors
         receiver = Receiver(self.layout.parameters, self._flat() if flat is None else flat)
-        last = next((unit for unit in reversed(units) if batches[unit]), None)
+        last = next((unit for unit in reversed(list(units)) if batches[unit]), None)
         for unit, tasks in units.items():
             if not batches[unit]:
                 yield from self._one_by_one(tasks, [], how, hooks)

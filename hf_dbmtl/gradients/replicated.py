@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .base import Gradients, How, Passes, TaskGradient, contradiction, refuse
 from .flat import FlatVector, Layout
-from .receiver import Hooks, Receiver
+from .receiver import Hooks, Receiver, Receives
 from .vector import GradientVector, accumulation_dtype
 
 
@@ -69,7 +69,7 @@ class ReplicatedGradients(Gradients):
     def _layout(self) -> Layout:
         return Layout(self.shared, dist.get_rank(), dist.get_world_size(), self.heads)
 
-    def _receiver(self) -> Receiver:
+    def _receiver(self) -> Receives:
         return Receiver(self.layout.parameters, self._flat())
 
     def _flat(self) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -108,6 +109,8 @@ class ShardReceiver:
 class ShardedGradients(ReplicatedGradients):
     """The gradients of W processes, each of which holds a shard of the parameters and of every gradient."""
 
+    layout: ShardedLayout
+
     def __init__(self, shared: Mapping[str, nn.Parameter], heads: Mapping[str, nn.Parameter]):
         super().__init__(shared, heads)
         for name, parameter in heads.items():
@@ -130,7 +133,7 @@ class ShardedGradients(ReplicatedGradients):
         return super()._reference(largest)
 
     def _scatter(self, passes: Passes) -> tuple[Tensor, list]:
-        layout, piece = self.layout, passes.shared.piece
+        layout, piece = self.layout, cast(ShardReceiver, passes.shared).piece
         piece[: layout.shards].mul_(passes.unit * layout.world)  # FSDP has divided by the number of processes
         if layout.whole is None:
             return piece, []
@@ -149,12 +152,10 @@ class ShardedGradients(ReplicatedGradients):
         if layout.whole is not None:
             all_gather(flat, piece[layout.shards :].to(flat.dtype))
         tensors: list[Tensor | None] = []
-        for parameter, sharded, where, reached in zip(
-            layout.parameters, layout.sharded, layout.places, vector.reached.tolist()
-        ):
+        for parameter, where, reached in zip(layout.parameters, layout.places, vector.reached.tolist()):
             if not reached:
                 tensors.append(None)
-            elif sharded:
+            elif isinstance(parameter, DTensor):
                 shard = piece[where].view(local(parameter).shape)
                 tensors.append(
                     DTensor.from_local(
