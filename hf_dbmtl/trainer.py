@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -25,6 +25,7 @@ from .consistency import ConsistencyCheck
 from .dataset_checks import check_datasets
 from .evaluation import EvaluationMixin
 from .gradients import GradientVector, How, TaskGradient
+from .gradients.flat import FlatVector
 from .hub import HubMixin
 from .loading import LoadingMixin
 from .modeling import MultiTaskModel
@@ -147,7 +148,7 @@ class MultiTaskTrainer(
             train_dataset=None if train_dataset is None else check_datasets("`train_dataset`", train_dataset),
             eval_dataset=None if eval_dataset is None else check_datasets("`eval_dataset`", eval_dataset),
             processing_class=processing_class,
-            model_init=model_init,
+            model_init=model_init,  # type: ignore[arg-type]  # modules of the user's own are taken, too
             callbacks=callbacks,
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
@@ -219,14 +220,16 @@ class MultiTaskTrainer(
                 return self._skip_step(task, measured)
             loss += self.balancer.task_weight(task) * measured.loss
             head_gradients[task] = measured.heads
-            self.step_log.add(task, loss=measured.loss, **({"grad_norm": measured.norm} if norms else {}))
+            self.step_log.add(task, loss=measured.loss)
+            if norms and measured.norm is not None:
+                self.step_log.add(task, grad_norm=measured.norm)
         if self.balancer.validates and head_gradients:
             self._tune_on_validation(model, head_gradients)
         balanced = self.balancer.balance()
         shared, heads = self.gradients.zero()
         for task, gradient in head_gradients.items():
             heads.add_(gradient, balanced.head_weights[task])
-        self.gradients.write(balanced.update or shared, heads, self._loss_scale())
+        self.gradients.write(cast(FlatVector, balanced.update or shared), heads, self._loss_scale())
         self.step_log.add_weights(balanced.factors, balanced.cosines)
         if self.balancer.looks_again:
             self._after_optimizer_step.pending = partial(self._look_again, model, micro_batches)
@@ -238,7 +241,7 @@ class MultiTaskTrainer(
         micro_batches: list[dict[str, Any]],
         derivative: Callable[[str, Tensor], Tensor],
         norms: bool = True,
-        total: GradientVector | None = None,
+        total: FlatVector | None = None,
         units: Mapping[str, Unit] | None = None,
     ) -> Iterator[tuple[str, TaskGradient]]:
         """The loss and gradient of one task after the other, over all micro-batches, of the training's units or others."""
@@ -252,7 +255,7 @@ class MultiTaskTrainer(
             loss_scale=self._loss_scale(),
             norms=norms,
             total=total,
-            count=self._count_items if self._knows_items else None,
+            count=self._count_items if total is not None and self._knows_items else None,
         )
         # FSDP adds up what it shards in every pass
         with contextlib.nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):
@@ -303,17 +306,17 @@ class MultiTaskTrainer(
         own = type(self).compute_loss is not MultiTaskTrainer.compute_loss
         return declared and not own and self.balancer.known_before
 
-    def _count_items(self, unit: Unit, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _count_items(self, unit: Sequence[str], batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The number of items of a batch by task, from its labels."""
         counts = {}
         for task in unit:
-            labels = of_task(batch.get("labels"), task)
-            counted = labels is not None and not isinstance(
-                batch, Filler
-            )  # without labels the forward pass has no loss
-            counts[task] = (
-                self.tasks[task].labelled(labels).sum() if counted else torch.tensor(0, device=self.args.device)
-            )
+            kind, labels = self.tasks[task], of_task(batch.get("labels"), task)
+            if kind is None or labels is None or isinstance(batch, Filler):
+                counts[task] = torch.tensor(
+                    0, device=self.args.device
+                )  # the forward pass tells what is wrong, if it is
+            else:
+                counts[task] = kind.labelled(labels).sum()
         return counts
 
     def _skip_step(self, task: str, measured: TaskGradient) -> Tensor:
@@ -349,8 +352,9 @@ class MultiTaskTrainer(
         model.train()
         if self.args.freeze_batch_norm:
             hold_batch_norm(model)
-        if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers
-            self.optimizer.train()
+        train = getattr(self.optimizer, "train", None)  # of schedule-free optimizers
+        if callable(train):
+            train()
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             clear_device_cache()

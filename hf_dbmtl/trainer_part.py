@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     from .balancing import Balancer
-    from .gradients import Gradients, GradientVector, TaskGradient
+    from .gradients import Gradients, TaskGradient
+    from .gradients.flat import FlatVector
     from .task import Task
     from .training_args import MultiTaskTrainingArguments
     from .units import Unit
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
             micro_batches: list[dict[str, Any]],
             derivative: Callable[[str, Tensor], Tensor],
             norms: bool = True,
-            total: GradientVector | None = None,
+            total: FlatVector | None = None,
             units: Mapping[str, Unit] | None = None,
         ) -> Iterator[tuple[str, TaskGradient]]: ...
         @staticmethod

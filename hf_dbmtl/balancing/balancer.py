@@ -14,7 +14,7 @@ from .auto_lambda import TunedWeights
 from .db_mtl import EMA
 from .part import Part
 from .transforms import LossTransform
-from .vectors import Vector
+from .vectors import V, Vector
 from .weightings import CoordinateWeighting, Equal, GramianWeighting, NormWeighting, Weighting
 
 
@@ -144,7 +144,7 @@ class Balancer:
         simple = self.memory is None and isinstance(self.weighting, Equal)
         return self.validates or self.transform.entangled or (self.transform.coupled and not simple)
 
-    def running_sum(self, like: Vector) -> Vector | None:
+    def running_sum(self, like: V) -> V | None:
         """
         Where the update is the plain sum of the gradients: a vector whose memory may be overwritten with it while the
         gradients are made, so that the first of them given to `take` is the sum itself, and the others are zero.
@@ -152,8 +152,8 @@ class Balancer:
         plain = isinstance(self.weighting, Equal) and self._streams and not self.transform.coupled
         if not plain or any(weight != 1.0 for weight in self.task_weights.values()):
             return None
-        self._update = self._room(like)
-        return self._update
+        self._update = room = self._room(like)
+        return room
 
     @property
     def known_before(self) -> bool:
@@ -176,9 +176,9 @@ class Balancer:
             self._update = self._room(gradient).swap_(gradient.mul_(unit))
             self._started = True
 
-    def _room(self, like: Vector) -> Vector:
+    def _room(self, like: V) -> V:
         """A vector whose memory may be overwritten: that of the last update, where there was one."""
-        return like.new_zero() if self._update is None else self._update
+        return like.new_zero() if self._update is None else cast(V, self._update)  # all of a run are of one kind
 
     def balance(self) -> Balanced:
         """Ends the step: the update and the weights, and the step counts as balanced."""

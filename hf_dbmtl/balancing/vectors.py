@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-__all__ = ["CoordinateFunction", "Vector"]
+__all__ = ["CoordinateFunction", "V", "Vector"]
 
 V = TypeVar("V", bound="Vector")
 

@@ -224,13 +224,14 @@ class LabelReader:
         if not isinstance(value, int):
             raise CommandError(f"Task '{self.name}': label {value!r} is no class: give integers or names.")
         # where the names are numbers themselves, such as 1 to 5 stars, a number in the data is a name
-        numbered = names is not None and all(_is_number(one) for one in names)
-        return names.index(str(value)) if numbered and str(value) in names else int(value)
+        if names is not None and str(value) in names and all(_is_number(one) for one in names):
+            return names.index(str(value))
+        return int(value)
 
     def _from_source(self, value: int) -> int:
-        names = self.task.label_names
-        if names is not None and set(names) == set(self.source) and value < len(self.source):
-            return names.index(self.source[value])
+        names, source = self.task.label_names, self.source
+        if names is not None and source is not None and set(names) == set(source) and value < len(source):
+            return names.index(source[value])
         return int(value)
 
     def _check_source(self) -> None:

@@ -37,8 +37,9 @@ def run(given: argparse.Namespace) -> None:
     model, processing_class = load_model(given.model)
     tasks = None if given.tasks is None else choose_tasks(model, given.tasks)
     images = model.main_input_name == "pixel_values"
+    registered: Any = "multi-task"  # by this package: the overloads of `pipeline` know transformers' own only
     ask = pipeline(
-        "multi-task",
+        registered,
         model=model,
         device=given.device,
         **{"image_processor" if images else "tokenizer": processing_class},

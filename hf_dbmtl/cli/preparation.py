@@ -140,7 +140,8 @@ def _load(name: str, source: TaskSettings | GroupSettings, members: Mapping[str,
             _check_columns("Task", task, "label", own.labels, 1, None)
     kinds = {own.kind for own in members.values()}
     what = "Group" if isinstance(source, GroupSettings) else "Task"
-    least, most = 1, 1 if "token_classification" in kinds else 2
+    least: int = 1
+    most: int | None = 1 if "token_classification" in kinds else 2
     if "multiple_choice" in kinds:
         least, most = 0, 1
     elif "question_answering" in kinds:

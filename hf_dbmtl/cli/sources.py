@@ -59,6 +59,7 @@ def load_rows(name: str, settings: TaskSettings | GroupSettings, labels: Sequenc
     task = f"{'Group' if isinstance(settings, GroupSettings) else 'Task'} '{name}'"
     labels = settings.labels if labels is None and isinstance(settings, TaskSettings) else labels or []
     source = settings.dataset
+    assert source is not None  # a task without one of its own has the rows of its group
     _check_shares(task, source)
     load = _loader(task, source)
     try:
@@ -83,7 +84,7 @@ def _check_shares(task: str, source: DatasetSettings) -> None:
     named = source.split.validation if source.split else None
     if named and source.validation_fraction:
         raise _error(task, "both `validation_fraction` and split.validation are given: leave one out.")
-    if named and named in (source.split.train, source.split.eval):
+    if source.split and named and named in (source.split.train, source.split.eval):
         raise _error(
             task, f"split.validation is '{named}', and must hold rows that are neither trained nor evaluated on."
         )
@@ -118,7 +119,7 @@ def _loader(task: str, source: DatasetSettings) -> Loader:
     if source.path is None or folder.is_file():
         if source.path is not None and files is not None:
             raise _error(task, f"its path {source.path} is a file: give `path` or `data_files`, not both.")
-        return _files_loader(task, source, files or {"train": [source.path]})
+        return _files_loader(task, source, files or {"train": [source.path or ""]})
     if folder.is_dir() and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return partial(_saved_split, source.path)
     if not folder.is_dir() and (folder.suffix in BUILDERS or source.path.startswith((".", "/", "~"))):
@@ -215,7 +216,9 @@ def _select(task: str, rows: Dataset, columns: Sequence[str]) -> Dataset:
 
 def _describe(source: DatasetSettings) -> str:
     files = source.data_files.train if isinstance(source.data_files, DataFiles) else source.data_files
-    return "its dataset " + (source.path or ", ".join(as_list(files))) + (f" ({source.name})" if source.name else "")
+    return (
+        "its dataset " + (source.path or ", ".join(as_list(files or ()))) + (f" ({source.name})" if source.name else "")
+    )
 
 
 def _cause(error: BaseException) -> str:

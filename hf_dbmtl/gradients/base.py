@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .flat import Layout
+from .flat import FlatVector, Layout
 from .passes import How, Passes, TaskGradient
 from .plain_sum import PlainSum
-from .receiver import Hooks, Receiver
+from .receiver import Hooks, Receives
 from .vector import GradientVector, accumulation_dtype
 
 
@@ -76,11 +76,11 @@ class Gradients(ABC):
         """The tasks with a gradient of their own each."""
 
     @abstractmethod
-    def _receiver(self, total: GradientVector | None = None) -> Receiver:
+    def _receiver(self, total: FlatVector | None = None) -> Receives:
         """Where the gradient of a task arrives, or that of all of them, for which the memory of `total` may serve."""
 
     @abstractmethod
-    def _land(self, receiver: Receiver, factor: float, reached: Sequence[bool], total: GradientVector) -> None:
+    def _land(self, receiver: Receives, factor: float, reached: Sequence[bool], total: FlatVector) -> None:
         """Makes `total` of what arrived on all processes, times `factor`. Every process must call it."""
 
     @abstractmethod
@@ -88,14 +88,14 @@ class Gradients(ABC):
         """A few numbers, summed over the processes. Every process must call it."""
 
     @abstractmethod
-    def write(self, shared: GradientVector, heads: GradientVector, loss_scale: float = 1.0) -> None:
+    def write(self, shared: FlatVector, heads: GradientVector, loss_scale: float = 1.0) -> None:
         """Sets every parameter's `.grad` for the optimizer, times `loss_scale`; what no task reached stays `None`."""
 
     @abstractmethod
-    def full(self, vector: GradientVector) -> list[Tensor | None]:
+    def full(self, vector: FlatVector) -> list[Tensor | None]:
         """One whole tensor per shared parameter, `None` where none was reached. Every process must call it."""
 
-    def like_parameters(self, vector: GradientVector) -> list[Tensor | None]:
+    def like_parameters(self, vector: FlatVector) -> list[Tensor | None]:
         """
         As `full`, but sharded as the parameters are, and in memory that the passes of the next step overwrite. Every process
         must call it.
@@ -103,7 +103,7 @@ class Gradients(ABC):
         return self.full(vector)
 
     @abstractmethod
-    def from_entries(self, entries: Sequence[tuple[int, int, Tensor]]) -> GradientVector:
+    def from_entries(self, entries: Sequence[tuple[int, int, Tensor]]) -> FlatVector:
         """
         This process's part of a vector of the shared parameters.
 
@@ -118,7 +118,7 @@ class Gradients(ABC):
         """The gradient of the heads, the parts of all processes added up. Every process must call it."""
 
     @abstractmethod
-    def zero(self) -> tuple[GradientVector, GradientVector]:
+    def zero(self) -> tuple[FlatVector, GradientVector]:
         """Zero vectors of the shared parameters and of the heads, nothing reached."""
 
     def skip(self, scaled: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 from .vector import CoordinateFunction, GradientVector, accumulation_dtype
 
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["FlatVector", "Layout"]
 
@@ -90,34 +94,34 @@ class FlatVector(GradientVector):
         count = len(layout.parameters)
         self.reached = torch.zeros(count, dtype=torch.bool) if reached is None else reached
 
-    def new_zero(self, dtype: torch.dtype | None = None) -> FlatVector:
+    def new_zero(self, dtype: torch.dtype | None = None) -> Self:
         zero = super().new_zero(dtype)
         zero.reached = torch.zeros_like(self.reached)
         return zero
 
-    def add_(self, other: FlatVector, alpha: float = 1.0) -> FlatVector:
+    def add_(self, other: Self, alpha: float = 1.0) -> Self:
         self.reached = self.reached | other.reached
         return super().add_(other, alpha)
 
-    def lerp_(self, other: FlatVector, weight: float) -> FlatVector:
+    def lerp_(self, other: Self, weight: float) -> Self:
         self.reached = self.reached | other.reached
         return super().lerp_(other, weight)
 
-    def set_(self, other: FlatVector, alpha: float = 1.0) -> FlatVector:
+    def set_(self, other: Self, alpha: float = 1.0) -> Self:
         self.reached = other.reached
         return super().set_(other, alpha)
 
-    def swap_(self, other: FlatVector) -> FlatVector:
+    def swap_(self, other: Self) -> Self:
         self.reached, other.reached = other.reached, self.reached
         return super().swap_(other)
 
-    def hold_(self, other: FlatVector) -> FlatVector:
+    def hold_(self, other: Self) -> Self:
         super().hold_(other)
         if self.dtype is not None:
             self.reached = other.reached
         return self
 
-    def map(self, others: Sequence[FlatVector], function: CoordinateFunction) -> FlatVector:
+    def map(self, others: Sequence[Self], function: CoordinateFunction) -> Self:
         result = super().map(others, function)
         result.reached = torch.stack([self.reached, *(other.reached for other in others)]).any(0)
         return result
@@ -130,7 +134,7 @@ class FlatVector(GradientVector):
         dist.all_reduce(square)
         return math.sqrt(square.item()) if square.isfinite() else math.inf
 
-    def sums(self, others: Sequence[FlatVector], function: CoordinateFunction) -> Tensor:
+    def sums(self, others: Sequence[Self], function: CoordinateFunction) -> Tensor:
         total = super().sums(others, function)
         if self.layout.world > 1:
             total = total.to(self.layout.device)
@@ -150,17 +154,19 @@ class FlatVector(GradientVector):
         """This process's slice of the vector whose `entries`, of all processes of some run, are given."""
         vector = cls(layout)
         own = {position: (start, where) for position, start, where in layout.pieces()}
+        flat: Tensor | None = None
         for position, start, piece in entries:
             vector.reached[position] = True
-            if vector.tensors[0] is None:
-                vector.tensors[0] = torch.zeros(layout.length, dtype=piece.dtype, device=layout.device)
+            if flat is None:
+                flat = torch.zeros(layout.length, dtype=piece.dtype, device=layout.device)
+                vector.tensors = [flat]
             if position in own:
                 first, where = own[position]
                 low = max(start, first)
                 high = min(start + piece.numel(), first + where.stop - where.start)
                 if low < high:
                     shift = where.start - first
-                    vector.tensors[0][low + shift : high + shift] = piece.reshape(-1)[low - start : high - start]
+                    flat[low + shift : high + shift] = piece.reshape(-1)[low - start : high - start]
         return vector
 
     def _stretches(self, position: int, size: int, length: int) -> Iterator[tuple[tuple[int, int], slice]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .base import Gradients
 from .flat import FlatVector, Layout
 from .passes import How, Passes, TaskGradient, contradiction, refuse
-from .receiver import Hooks, Receiver
+from .receiver import Hooks, Receiver, Receives
 from .vector import GradientVector
 
 
@@ -41,10 +41,10 @@ class LocalGradients(Gradients):
         (flat,) = (None,) if total is None else total.tensors
         return Receiver(self.layout.parameters, self._flat() if flat is None else flat)
 
-    def _vector(self, receiver: Receiver, reached: Sequence[bool]) -> FlatVector:
+    def _vector(self, receiver: Receives, reached: Sequence[bool]) -> FlatVector:
         return FlatVector(self.layout, receiver.finish(), torch.tensor(reached, dtype=torch.bool))
 
-    def _land(self, receiver: Receiver, factor: float, reached: Sequence[bool], total: FlatVector) -> None:
+    def _land(self, receiver: Receives, factor: float, reached: Sequence[bool], total: FlatVector) -> None:
         total.swap_(self._vector(receiver, reached).mul_(factor))
 
     def _summed_over_processes(self, numbers: Sequence[float]) -> list[float]:

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .receiver import Receiver
+from .flat import FlatVector
+from .receiver import Receives
 from .vector import GradientVector
 
 
@@ -38,7 +39,7 @@ class How:
             The factor that `backward` puts on the loss (the scaler's), taken out of the gradients again.
         norms (`bool`):
             Whether the norm of every task's gradient is wanted.
-        total (`GradientVector`, *optional*):
+        total (`FlatVector`, *optional*):
             A vector whose memory may be overwritten, where all that is wanted of the tasks' gradients is their sum, and
             neither they nor their norms: autograd may add them to it at once, those of a unit in one backward pass, see
             [`PlainSum`]. The first task present is then lent the sum, of the heads too, and the others zero vectors.
@@ -52,7 +53,7 @@ class How:
     derivative: Callable[[str, Tensor], Tensor]
     loss_scale: float = 1.0
     norms: bool = True
-    total: GradientVector | None = None
+    total: FlatVector | None = None
     count: Callable[[Sequence[str], Any], Mapping[str, Tensor]] | None = None
 
 
@@ -66,7 +67,7 @@ class TaskGradient:
             The mean loss over the task's items, $\ell_t = \sum n L / N_t$.
         num_items (`float`):
             $N_t$, the number of items that carry a label of the task; 0 where the task is absent from the step.
-        shared (`GradientVector`):
+        shared (`FlatVector`):
             $\phi'(\ell_t) \nabla_\theta \ell_t$, the gradient of the shared parameters.
         heads (`GradientVector`):
             The same for the parameters of the heads (with several processes this one's part of the sum).
@@ -78,7 +79,7 @@ class TaskGradient:
 
     loss: float
     num_items: float
-    shared: GradientVector
+    shared: FlatVector
     heads: GradientVector
     norm: float | None
     heads_norm: float = 0.0
@@ -99,7 +100,7 @@ class Passes:
     Attributes:
         parts (`int`):
             $M$.
-        shared (`Receiver`):
+        shared (`Receives`):
             Takes in the gradient of the shared parameters.
         heads (`GradientVector`):
             The gradient of the heads.
@@ -108,7 +109,7 @@ class Passes:
     """
 
     parts: int
-    shared: Receiver
+    shared: Receives
     heads: GradientVector
     numbers: list[Tensor] = field(default_factory=list)
     reference: Tensor | None = None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .passes import How, TaskGradient, contradiction, refuse
-from .receiver import Hooks
+from .receiver import Hooks, Receives
 from .vector import GradientVector, accumulation_dtype
 
 
@@ -127,7 +127,7 @@ class PlainSum:
     def _term(self, task: str, loss: Tensor, share: float) -> Tensor:
         return loss / share * self.how.derivative(task, loss.detach())
 
-    def _land(self, receiver: Any, heads: GradientVector) -> tuple[dict[str, float], dict[str, float], float]:
+    def _land(self, receiver: Receives, heads: GradientVector) -> tuple[dict[str, float], dict[str, float], float]:
         """
         Makes the total of what all passes and processes have left: the mean loss and the number of items by task, and a
         number that is finite if and only if the gradient of the heads is, on every process.

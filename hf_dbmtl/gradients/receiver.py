@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
+from typing import Protocol
 
 from torch import Tensor, nn
 from torch._utils import _unflatten_dense_tensors
 
 
-__all__ = ["Hooks", "Receiver"]
+__all__ = ["Hooks", "Receiver", "Receives"]
 
 LARGE = 1 << 20  # entries from which a copy is cheaper than zeros to which autograd adds
+
+
+class Receives(Protocol):
+    """Takes in the gradient of a task: `flat`, where it is added up, and which parameters it `reached`."""
+
+    flat: Tensor
+    reached: list[bool]
+
+    def receiving(self, hooks: Hooks) -> AbstractContextManager[None]: ...
+
+    def finish(self) -> Tensor: ...
 
 
 class Receiver:

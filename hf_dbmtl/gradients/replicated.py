@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .base import Gradients
 from .flat import FlatVector, Layout
 from .passes import How, Passes, TaskGradient, contradiction, refuse
-from .receiver import Hooks, Receiver
+from .receiver import Hooks, Receiver, Receives
 from .vector import GradientVector, accumulation_dtype
 
 
@@ -68,10 +68,10 @@ class ReplicatedGradients(Gradients):
     def _layout(self) -> Layout:
         return Layout(self.shared, dist.get_rank(), dist.get_world_size(), self.heads)
 
-    def _receiver(self, total: FlatVector | None = None) -> Receiver:
+    def _receiver(self, total: FlatVector | None = None) -> Receives:
         return Receiver(self.layout.parameters, self._flat())
 
-    def _land(self, receiver: Receiver, factor: float, reached: Sequence[bool], total: FlatVector) -> None:
+    def _land(self, receiver: Receives, factor: float, reached: Sequence[bool], total: FlatVector) -> None:
         piece, works = self._scatter(receiver, factor)
         self._wait(works)
         self._free.append(receiver.flat)
@@ -104,7 +104,7 @@ class ReplicatedGradients(Gradients):
         piece, more = self._scatter(passes.shared, passes.unit)
         return Pending(task, passes, numbers, piece, works + more)
 
-    def _scatter(self, receiver: Receiver, factor: float) -> tuple[Tensor, list]:
+    def _scatter(self, receiver: Receives, factor: float) -> tuple[Tensor, list]:
         """Starts to add up what arrived, times `factor`: what this process keeps of it, and what to wait for."""
         flat = receiver.finish().mul_(factor)
         piece = flat.new_empty(self.layout.length)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from .flat import FlatVector, Layout
-from .receiver import Hooks
+from .receiver import Hooks, Receives
 from .replicated import ReplicatedGradients, all_gather, reduce_scatter
 
 
@@ -107,6 +108,8 @@ class ShardReceiver:
 class ShardedGradients(ReplicatedGradients):
     """The gradients of W processes, each of which holds a shard of the parameters and of every gradient."""
 
+    layout: ShardedLayout
+
     def __init__(self, shared: Mapping[str, nn.Parameter], heads: Mapping[str, nn.Parameter]):
         super().__init__(shared, heads)
         for name, parameter in heads.items():
@@ -128,8 +131,8 @@ class ShardedGradients(ReplicatedGradients):
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return super()._reference(largest)
 
-    def _scatter(self, receiver: ShardReceiver, factor: float) -> tuple[Tensor, list]:
-        layout, piece = self.layout, receiver.piece
+    def _scatter(self, receiver: Receives, factor: float) -> tuple[Tensor, list]:
+        layout, piece = self.layout, cast(ShardReceiver, receiver).piece
         piece[: layout.shards].mul_(factor * layout.world)  # FSDP has divided by the number of processes
         if layout.whole is None:
             return piece, []
@@ -148,12 +151,10 @@ class ShardedGradients(ReplicatedGradients):
         if layout.whole is not None:
             all_gather(flat, piece[layout.shards :].to(flat.dtype))
         tensors: list[Tensor | None] = []
-        for parameter, sharded, where, reached in zip(
-            layout.parameters, layout.sharded, layout.places, vector.reached.tolist()
-        ):
+        for parameter, where, reached in zip(layout.parameters, layout.places, vector.reached.tolist()):
             if not reached:
                 tensors.append(None)
-            elif sharded:
+            elif isinstance(parameter, DTensor):
                 shard = piece[where].view(local(parameter).shape)
                 tensors.append(
                     DTensor.from_local(

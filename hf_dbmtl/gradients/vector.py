@@ -5,10 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["GradientVector", "accumulation_dtype"]
 
@@ -41,7 +45,7 @@ class GradientVector:
         self.tensors = list(tensors)
         self.dtype: torch.dtype | None = None  # of entries to come; None: the accumulation type of what arrives
 
-    def new_zero(self, dtype: torch.dtype | None = None) -> GradientVector:
+    def new_zero(self, dtype: torch.dtype | None = None) -> Self:
         """A zero vector of the same parameters, none of them reached, whose entries will be kept in `dtype`."""
         zero = copy.copy(self)
         zero.tensors, zero.dtype = [None] * len(self.tensors), dtype
@@ -55,16 +59,16 @@ class GradientVector:
         norm = _norm(tensors)
         return norm if 0.0 < norm < math.inf else math.hypot(*(tensor.double().norm().item() for tensor in tensors))
 
-    def take(self) -> GradientVector:
+    def take(self) -> Self:
         """This vector for keeps, where it was only lent: a new one takes its entries over and leaves it empty."""
         return self.new_zero().swap_(self)
 
-    def swap_(self, other: GradientVector) -> GradientVector:
+    def swap_(self, other: Self) -> Self:
         """Exchanges the entries with `other`, without a copy."""
         self.tensors, other.tensors = other.tensors, self.tensors
         return self
 
-    def hold_(self, other: GradientVector) -> GradientVector:
+    def hold_(self, other: Self) -> Self:
         """Becomes what `other` is, rounded where this vector keeps its entries in another type. `other` is used up."""
         if self.dtype is None:
             return self.swap_(other)
@@ -76,7 +80,7 @@ class GradientVector:
                 mine.copy_(tensor)
         return self
 
-    def set_(self, other: GradientVector, alpha: float = 1.0) -> GradientVector:
+    def set_(self, other: Self, alpha: float = 1.0) -> Self:
         """Becomes `alpha` times `other`, in the memory that this vector has."""
         for position, (a, b) in enumerate(zip(self.tensors, other.tensors)):
             if a is None or b is None:
@@ -87,11 +91,11 @@ class GradientVector:
                 a.copy_(b).mul_(alpha)
         return self
 
-    def gramian(self, others: Sequence[GradientVector]) -> Tensor:
+    def gramian(self, others: Sequence[Self]) -> Tensor:
         """The products of this vector and `others` with one another, in float64 on the CPU."""
         return self.sums(others, lambda pieces, parameter, start: pieces @ pieces.T)
 
-    def map(self, others: Sequence[GradientVector], function: CoordinateFunction) -> GradientVector:
+    def map(self, others: Sequence[Self], function: CoordinateFunction) -> Self:
         """A new vector, by `function(pieces, parameter, start)` applied to the entries of this vector and `others`."""
         result = self.new_zero()
         for position, where, stretch, pieces in self._pieces(others):
@@ -103,7 +107,7 @@ class GradientVector:
             found.view(-1)[stretch] = function(pieces, *where).to(found.dtype)
         return result
 
-    def sums(self, others: Sequence[GradientVector], function: CoordinateFunction) -> Tensor:
+    def sums(self, others: Sequence[Self], function: CoordinateFunction) -> Tensor:
         """
         The numbers that `function(pieces, parameter, start)` gives, a tensor that is the same for all stretches in shape,
         added up over the whole vector, in float64 on the CPU.
@@ -125,7 +129,7 @@ class GradientVector:
         for start in range(0, size, length):
             yield (position, start), slice(start, min(start + length, size))
 
-    def _pieces(self, others: Sequence[GradientVector]) -> Iterator[tuple[int, tuple[int, int], slice, Tensor]]:
+    def _pieces(self, others: Sequence[Self]) -> Iterator[tuple[int, tuple[int, int], slice, Tensor]]:
         """The entries of this vector and `others` side by side in float64, stretch by stretch; zero where unreached."""
         length = min(STRETCH, max(TOGETHER // (1 + len(others)), 1))
         for position, tensors in enumerate(zip(self.tensors, *(other.tensors for other in others))):
@@ -142,19 +146,19 @@ class GradientVector:
                     torch.stack([empty if one is None else one[stretch].double() for one in flat]),
                 )
 
-    def mul_(self, factor: float | Tensor) -> GradientVector:
+    def mul_(self, factor: float | Tensor) -> Self:
         """Multiplies by a number (or a tensor of shape `()`) in place. A factor of 1.0 costs nothing."""
         tensors = self._reached()
         if tensors and not (isinstance(factor, float) and factor == 1.0):
             torch._foreach_mul_(tensors, factor)
         return self
 
-    def add_(self, other: GradientVector, alpha: float = 1.0) -> GradientVector:
+    def add_(self, other: Self, alpha: float = 1.0) -> Self:
         """Adds `alpha` times `other` in place."""
         self._adopt(other, alpha, lambda mine, theirs: torch._foreach_add_(mine, theirs, alpha=alpha))
         return self
 
-    def lerp_(self, other: GradientVector, weight: float) -> GradientVector:
+    def lerp_(self, other: Self, weight: float) -> Self:
         """Moves towards `other` in place: `(1 - weight) * self + weight * other`."""
         untouched = [a for a, b in zip(self.tensors, other.tensors) if a is not None and b is None]
         if untouched:
@@ -162,9 +166,7 @@ class GradientVector:
         self._adopt(other, weight, lambda mine, theirs: _lerp(mine, theirs, weight))
         return self
 
-    def _adopt(
-        self, other: GradientVector, alpha: float, combine: Callable[[list[Tensor], list[Tensor]], None]
-    ) -> None:
+    def _adopt(self, other: Self, alpha: float, combine: Callable[[list[Tensor], list[Tensor]], None]) -> None:
         """Combines the entries that both have, and starts from `alpha * other` where this vector has none yet."""
         pairs = [(a, b) for a, b in zip(self.tensors, other.tensors) if a is not None and b is not None]
         if pairs:
