@@ -79,6 +79,8 @@ def not_a_dictionary(what: str, given: Any) -> TypeError:
 def columns_of(dataset: Any) -> list[str]:
     """The columns of a dataset; of one that only its rows tell of, those of the first."""
     columns: list[str] = []
+    if isinstance(dataset, datasets.IterableDataset) and dataset.column_names is None:  # of what a function made
+        return list(next(iter(dataset), {}))
     if isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
         columns = list(dataset.column_names or ())
         if isinstance(dataset, datasets.IterableDataset) or dataset.format["type"] != "custom":

@@ -113,8 +113,10 @@ class _Reader:
     def __init__(self, unit: str, dataset: Any):
         self.unit = unit
         self.dataset = dataset
-        # a dataset may begin where it stopped the last time
-        self.begin = dataset.state_dict() if isinstance(dataset, Stateful) else None
+        # A dataset may begin where it stopped the last time. One of `datasets` begins anew without a state, and has one as
+        # soon as somebody has looked at a row.
+        kept = isinstance(dataset, Stateful) and not isinstance(dataset, datasets.IterableDataset)
+        self.begin = dataset.state_dict() if kept else None
         self.epoch = self.row = 0
         self.state: Any = None  # of a dataset that goes on from the row
 
@@ -187,7 +189,10 @@ class _Reader:
 
 def _has_buffer(dataset: Any) -> bool:
     """Whether a dataset of `datasets` shuffles within a buffer, which its state leaves out."""
-    stage = getattr(dataset, "_ex_iterable", None) if isinstance(dataset, datasets.IterableDataset) else None
-    while stage is not None and not isinstance(stage, BufferShuffledExamplesIterable):
-        stage = getattr(stage, "ex_iterable", None)
-    return stage is not None
+    stages: list[Any] = [dataset._ex_iterable] if isinstance(dataset, datasets.IterableDataset) else []
+    while stages:
+        stage = stages.pop()
+        if isinstance(stage, BufferShuffledExamplesIterable):
+            return True
+        stages += [stage.ex_iterable] if hasattr(stage, "ex_iterable") else getattr(stage, "ex_iterables", [])
+    return False

@@ -133,6 +133,24 @@ def test_resumed_bit_for_bit(kind: str, workers: int, tmp_path: Path) -> None:
         run(tmp_path / "other", STREAMS[kind](), tmp_path / "whole" / "checkpoint-4", **other)
 
 
+def test_a_row_that_was_looked_at_is_not_lost(tmp_path: Path) -> None:
+    data = STREAMS["plain"]()
+    for stream in data.values():
+        next(iter(stream))
+    assert same(run(tmp_path / "a", data, max_steps=3), run(tmp_path / "b", STREAMS["plain"](), max_steps=3))
+
+
+def test_tasks_that_share_a_stream(tmp_path: Path) -> None:
+    """Also one of which only its rows tell the columns."""
+    columns = {task: rows["labels"][:9] for task, rows in sized().items()}
+    rows = sized()["topic"].select(range(9)).remove_columns("labels")
+    group = Dataset.from_dict({**rows.to_dict(), **columns})
+    whole = run(tmp_path / "a", {"all": group}, max_steps=2, train_sampling_strategy="sequential")
+    stream = group.to_iterable_dataset().map(lambda row: row)
+    assert stream.column_names is None
+    assert same(whole, run(tmp_path / "b", {"all": stream}, max_steps=2))
+
+
 def test_another_run_begins_at_the_first_row(tmp_path: Path) -> None:
     data = STREAMS["stateful"]()
     first = run(tmp_path / "a", data, max_steps=2)

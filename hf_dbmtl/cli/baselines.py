@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from datasets import IterableDataset
 
 from hf_dbmtl_cli import CommandError
 
@@ -32,12 +33,12 @@ def baseline(name: str, task: Task, column: str, train: Any, judged: Any) -> dic
         column (`str`):
             The column of its labels.
         train (`Dataset` or `Mapping[str, list]`, *optional*):
-            The training rows.
+            The training rows; none where they are streamed.
         judged (`Dataset`):
             The rows to evaluate on.
 
     Returns:
-        `dict[str, float]`: the metrics. None where there are no labels, and for questions, masked tokens and maps of pixels,
+        `dict[str, float]`: the metrics. None where there are no labels, of data that are streamed, and for questions, masked tokens and maps of pixels,
         of which all would have to be in memory at once.
 
     Raises:
@@ -51,10 +52,11 @@ def baseline(name: str, task: Task, column: str, train: Any, judged: Any) -> dic
         known = list(METRICS[task.kind])
     else:
         try:
-            metrics = baseline_metrics(task, _labels(train, column), _labels(judged, column))
+            known = list(baseline_metrics(task, _labels(judged, column)))
+            if train is not None and not isinstance(train, IterableDataset):
+                metrics = baseline_metrics(task, _labels(train, column), _labels(judged, column))
         except ValueError:
             return {}  # no labels: the Trainer's own check says it better
-        known = list(metrics)
     if known and main_metric(task) not in known:
         raise CommandError(
             f"Task '{name}': main_metric '{task.main_metric}' is not computed"

@@ -15,6 +15,7 @@ from ..configuration import check_task_name
 from ..training_args import MultiTaskTrainingArguments
 from .columns import check_kind
 from .settings import GroupSettings, Setting, TaskSettings, TrainSettings, settings_of
+from .streamed import check_streamed
 from .values import alternatives, fit, nearest, takes_mapping
 from .yaml_file import load_yaml, parse_yaml
 
@@ -75,7 +76,9 @@ def build_config(merged: Mapping[str, Any], where: str) -> tuple[TrainSettings, 
             raise CommandError(f"{path}: {name}: it must be 1 or more, and is {count}.")
     if settings.conflict_steps is not None and not settings.conflict_steps > 0:
         raise CommandError(f"{path}: conflict_steps: it must be positive, and is {settings.conflict_steps}.")
-    return settings, _training_arguments({name: merged[name] for name in merged if name not in own}, where)
+    args = _training_arguments({name: merged[name] for name in merged if name not in own}, where)
+    check_streamed(settings, args, path)
+    return settings, args
 
 
 def _check_groups(settings: TrainSettings, path: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_dbmtl_cli import CommandError
@@ -13,6 +13,7 @@ from hf_dbmtl_cli import CommandError
 from ..encoding import encode_words
 from .labels import LabelReader
 from .settings import TaskSettings
+from .streamed import BATCH
 from .text_kinds import check_texts, choices_of_rows, positions_of_rows, windows_of_rows
 
 
@@ -57,14 +58,10 @@ def encode_task(
 
 
 def _map(rows: Dataset, function: Callable, name: str, options: dict[str, Any], **how: Any) -> Dataset:
-    return rows.map(
-        function,
-        batched=True,
-        remove_columns=rows.column_names,
-        fn_kwargs=options,
-        desc=f"Tokenizing {name}",
-        **how,
-    )
+    how |= {"batched": True, "remove_columns": rows.column_names, "fn_kwargs": options}
+    if isinstance(rows, IterableDataset):
+        return rows.map(function, batch_size=BATCH, **how)
+    return rows.map(function, desc=f"Tokenizing {name}", **how)
 
 
 def encode(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import Dataset, Image
+from datasets import Dataset, Image, IterableDataset
 
 from hf_dbmtl_cli import CommandError
 
@@ -15,6 +15,8 @@ from .maps import MapReader
 
 
 __all__ = ["encode_images", "show_whole_images"]
+
+STREAMED = 8  # images that are read at once, where they are streamed
 
 
 def encode_images(
@@ -35,6 +37,12 @@ def encode_images(
             What turns the label columns into labels, by the column that these go to.
     """
     maps = {into: reader for into, reader in readers.items() if isinstance(reader, MapReader)}
+    if isinstance(rows, IterableDataset):
+        others = {into: reader for into, reader in readers.items() if into not in maps}
+        pixels = Pixels(processor, column, ", ".join(reader.name for reader in readers.values()), maps, others)
+        return rows.cast_column(column, Image()).map(
+            pixels, batched=True, batch_size=STREAMED, remove_columns=rows.column_names
+        )
     labels = {
         into: reader(rows.select_columns(reader.columns)[:])
         for into, reader in readers.items()
@@ -59,11 +67,13 @@ class Pixels:
     column: str
     task: str
     maps: Mapping[str, MapReader]
+    labels: Mapping[str, LabelReader] = field(default_factory=dict)  # that are not there yet
 
     def __call__(self, batch: dict[str, list]) -> dict[str, Any]:
         if self.column not in batch:  # the labels alone are asked for
             return batch
-        batch = dict(batch)
+        labels = {into: reader(batch) for into, reader in self.labels.items()}
+        batch = {**batch, **labels}
         images = batch.pop(self.column)
         if None in images:
             raise CommandError(f"Task '{self.task}': the image column '{self.column}' is empty in one row.")

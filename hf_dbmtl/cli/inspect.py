@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
+from datasets import IterableDataset
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -50,7 +51,9 @@ def run(given: argparse.Namespace) -> None:
     for name, value in {
         **groups,
         "rows per step": f"{sum(rows.values()):,} ({_parts(args)})",
-        "steps": f"{epoch:,} an epoch, {total:,} in all ({total / epoch:.2f} epochs)",
+        "steps": f"{epoch:,} an epoch, {total:,} in all ({total / epoch:.2f} epochs)"
+        if epoch
+        else f"{total:,} (streamed)",
         "parameters": trained + (f", {frozen:,} frozen" if frozen else ""),
         "balancer": _describe(args),
         "its memory": f"{_bytes(balancer_memory(balancer, len(data.tasks), size))} above one gradient of the shared "
@@ -62,8 +65,11 @@ def run(given: argparse.Namespace) -> None:
 
 
 def steps(data: Data, args: MultiTaskTrainingArguments) -> tuple[dict[str, int], int]:
-    """The rows of each task, or of its group, in an optimizer step, and the steps of an epoch."""
+    """The rows of each task, or of its group, in an optimizer step, and the steps of an epoch, 0 where nobody knows."""
     parts = args.gradient_accumulation_steps * args.world_size
+    if any(isinstance(rows, IterableDataset) for rows in data.train.values()):  # mixed equally, until max_steps
+        sizes = dict.fromkeys(data.train, 1)
+        return rows_per_step(sizes, args.train_batch_size, parts, per_task_batch_size=args.per_task_batch_size), 0  # type: ignore[arg-type]
     sizes = {name: len(rows) for name, rows in data.train.items()}
     per_task: Any = args.per_task_batch_size
     rows = rows_per_step(sizes, args.train_batch_size, parts, args.mixing, args.mixing_temperature, per_task)
@@ -113,7 +119,10 @@ def _tasks(data: Data, rows: dict[str, int], heads: dict[str, nn.Parameter]) -> 
         baseline = data.baselines.get(name, {}).get(metric)
         table.add_row(
             *(name, task.kind, labels if len(labels) <= 40 else f"{task.num_labels}: {labels[:36]}…", metric),
-            *(f"{len(trained[name]):,}", f"{len(evaluated.get(name, ())):,}"),
+            *(
+                f"{len(trained[name]):,}" if isinstance(trained[name], Sized) else "streamed",
+                f"{len(evaluated.get(name, ())):,}",
+            ),
             *("" if baseline is None else f"{baseline:.4f}", str(rows[of_unit[name]])),
             f"{_count(one for key, one in heads.items() if key.startswith(f'heads.{name}.')):,}",
         )
@@ -126,10 +135,11 @@ def _first_rows(data: Data, tokenizer: Any) -> Table:
     for _ in range(3):
         table.add_column(overflow="fold")
     for name, rows in data.train.items():
-        first, unit = rows[0], data.units[name]
+        streamed = isinstance(rows, IterableDataset)
+        first, unit = next(iter(rows)) if streamed else rows[0], data.units[name]
         texts = "input_ids" in first
         text = _shown_input(first, tokenizer) if texts else f"pixels {tuple(first['pixel_values'].shape)}"
-        lengths = [_length(one) for one in rows[:1000]["input_ids"]] if texts else []
+        lengths = [_length(one) for one in rows[:1000]["input_ids"]] if texts and not streamed else []
         size = f"{sum(lengths) / len(lengths):.0f} tokens on average, {max(lengths)} at most" if lengths else ""
         shown = {task: _shown_label(data.tasks[task], first, data.column(task), tokenizer) for task in unit}
         label = ", ".join(f"{task}: {one}" for task, one in shown.items()) if unit.is_group else shown[name]

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import ClassLabel, Dataset, LargeList, List, Value
+from datasets import ClassLabel, Dataset, IterableDataset, LargeList, List, Value
 
 from hf_dbmtl_cli import CommandError
 
 from ..tasks import Task, task_from_dict
 from .settings import TaskSettings
+from .streamed import head
 from .values import nearest
 
 
@@ -26,7 +27,7 @@ SHOWN = 8  # names that fit into a message
 MANY = 100
 
 
-def declare_task(name: str, settings: TaskSettings, train: Dataset) -> Task:
+def declare_task(name: str, settings: TaskSettings, train: Dataset | IterableDataset) -> Task:
     """
     The task that the settings declare, its labels completed from the training data where they are silent: the names of
     a `ClassLabel` column, else the strings that occur, sorted, else as many as the largest number asks for. Of choices
@@ -40,6 +41,8 @@ def declare_task(name: str, settings: TaskSettings, train: Dataset) -> Task:
     if len(columns) > 1 and not vector and settings.kind != "question_answering":
         raise CommandError(f"Task '{name}': {settings.kind} takes one label column, and {columns} are {len(columns)}.")
     names, count = settings.label_names, settings.num_labels
+    if isinstance(train, IterableDataset):
+        train = head(name, settings, train)
     if settings.kind in READ:
         if names is None and len(columns) > 1:
             names = columns

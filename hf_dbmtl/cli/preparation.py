@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_dbmtl_cli import CommandError
@@ -19,7 +19,8 @@ from .images import encode_images
 from .labels import LabelReader, declare_task
 from .maps import MapReader
 from .settings import GroupSettings, TaskSettings, TrainSettings
-from .sources import Rows, load_rows, sample
+from .sources import SEED, Rows, load_rows, sample
+from .streamed import first_rows, shuffled
 from .values import nearest
 
 
@@ -82,7 +83,8 @@ def load_data(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase, longe
         ):
             if rows is not None:
                 readers = _readers(data, members, rows)
-                into[name] = _encode(name, source, sample(rows, count), tokenizer, readers, length)
+                rows = _drawn(source, rows, count, into is data.train)
+                into[name] = _encode(name, source, rows, tokenizer, readers, length)
         for task in members if loaded.eval is not None else ():
             data.baselines[task] = baseline(task, declared[task], data.column(task), data.train[name], data.eval[name])
     data.tasks = {name: data.tasks[name] for name in settings.tasks}
@@ -121,13 +123,13 @@ def load_evaluation(
         length = _max_length(name, source.max_length or settings.max_length, longest)
         data.tasks |= {member: tasks[member] for member in members}
         data.units[name] = Unit(name, tuple(members))
-        rows = sample(rows, source.max_eval_samples or settings.max_eval_samples)
+        rows = _drawn(source, rows, source.max_eval_samples or settings.max_eval_samples, False)
         data.eval[name] = _encode(name, source, rows, tokenizer, _readers(data, members, rows), length)
         trained = _readers(data, members, train_rows)
         for member, own in members.items():
             column = data.column(member)
             reader, train = trained.get(column), None
-            if isinstance(reader, LabelReader):
+            if isinstance(reader, LabelReader) and isinstance(train_rows, Dataset):
                 train = {column: reader(train_rows.select_columns(own.labels)[:])}
             data.baselines[member] = baseline(member, tasks[member], column, train, data.eval[name])
     return data
@@ -153,6 +155,16 @@ def _load(name: str, source: TaskSettings | GroupSettings, members: Mapping[str,
         if (count := getattr(source, limit)) is not None and count < 1:
             raise CommandError(f"{what} '{name}': `{limit}` must be 1 or more, and is {count}.")
     return load_rows(name, source, [column for own in members.values() for column in own.labels])
+
+
+def _drawn(source: TaskSettings | GroupSettings, rows: Any, count: int | None, training: bool) -> Any:
+    """The rows that are made use of."""
+    if not isinstance(rows, IterableDataset):
+        return sample(rows, count)
+    if not training:
+        return first_rows(rows, count)
+    assert source.dataset is not None  # the rows are from there
+    return shuffled(rows, count, source.dataset, SEED)
 
 
 def _check_columns(what: str, name: str, setting: str, columns: list[str], least: int, most: int | None) -> None:

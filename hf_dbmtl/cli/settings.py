@@ -66,7 +66,11 @@ class DatasetSettings:
         "The share of the training rows on which auto_lambda and moml tune their weights, held out of the training."
     )
     streaming: bool = _setting(
-        "Not supported: rows are drawn by number. `datasets` reads them from disk as it is.", False
+        "Whether rows are read as they are needed, without a copy on disk; of all tasks or of none. Needs max_steps.",
+        False,
+    )
+    buffer_size: int | None = _setting(
+        "With streaming: rows among which the next is drawn, by default 1000; 0 for none."
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 
 from hf_dbmtl_cli import CommandError
 
@@ -18,7 +18,7 @@ from .settings import DataFiles, DatasetSettings, GroupSettings, Splits, TaskSet
 from .values import nearest
 
 
-__all__ = ["Rows", "load_rows", "sample"]
+__all__ = ["SEED", "Rows", "load_rows", "sample"]
 
 BUILDERS = {
     ".parquet": "parquet",
@@ -88,12 +88,6 @@ def _check_shares(task: str, source: DatasetSettings) -> None:
         raise _error(
             task, f"split.validation is '{named}', and must hold rows that are neither trained nor evaluated on."
         )
-    if source.streaming:
-        raise _error(
-            task,
-            "streaming is not supported: a step takes rows of every task by number, in an order that a resumed run finds "
-            "again. `datasets` reads from disk, so that data need not fit into memory; max_train_samples limits the rows.",
-        )
 
 
 def sample(rows: Dataset, count: int | None) -> Dataset:
@@ -121,15 +115,19 @@ def _loader(task: str, source: DatasetSettings) -> Loader:
             raise _error(task, f"its path {source.path} is a file: give `path` or `data_files`, not both.")
         return _files_loader(task, source, files or {"train": [source.path or ""]})
     if folder.is_dir() and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        if source.streaming:
+            raise _error(task, f"{source.path} lies on this disk and is not copied: leave `streaming` out.")
         return partial(_saved_split, source.path)
     if not folder.is_dir() and (folder.suffix in BUILDERS or source.path.startswith((".", "/", "~"))):
         raise _error(task, f"there is no file or folder {source.path} (seen from {Path.cwd()}).")
-    options: dict[str, Any] = {"data_files": files, "revision": source.revision}
+    options: dict[str, Any] = {"data_files": files, "revision": source.revision, "streaming": source.streaming}
     if folder.is_dir() and files is None and any(file.suffix.lower() in IMAGES for file in folder.rglob("*")):
         if source.delimiter is not None:
             raise _error(task, "`delimiter` is for csv files, and this is a folder of images: leave it out.")
         # labels are the names of the folders, or columns of a metadata.csv beside the images
-        return lambda split: load_dataset("imagefolder", source.name, data_dir=source.path, split=split)
+        return lambda split: load_dataset(
+            "imagefolder", source.name, data_dir=source.path, split=split, streaming=source.streaming
+        )
     if folder.is_dir():
         options |= _options(task, source, {file.suffix.lower() for file in folder.rglob("*")} & BUILDERS.keys())
     elif source.delimiter is not None:
@@ -152,7 +150,9 @@ def _files_loader(task: str, source: DatasetSettings, files: Mapping[str, list[s
         raise _error(task, f"its files end in {found}: give files of one kind, {', '.join(BUILDERS)}.")
     options = _options(task, source, suffixes)
     (builder,) = builders
-    return lambda split: load_dataset(builder, data_files=dict(files), split=split, **options)
+    return lambda split: load_dataset(
+        builder, data_files=dict(files), split=split, streaming=source.streaming, **options
+    )
 
 
 def _options(task: str, source: DatasetSettings, suffixes: set[str]) -> dict[str, Any]:
@@ -207,6 +207,10 @@ def _splits(task: str, source: DatasetSettings, load: Loader) -> tuple[Dataset, 
 
 
 def _select(task: str, rows: Dataset, columns: Sequence[str]) -> Dataset:
+    if (
+        isinstance(rows, IterableDataset) and rows.features is None
+    ):  # of csv and json files nobody has said what they hold
+        rows = rows._resolve_features()
     for column in columns:
         if column not in rows.column_names:
             hint, known = nearest(column, rows.column_names) or ".", ", ".join(rows.column_names)

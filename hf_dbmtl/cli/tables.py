@@ -48,7 +48,7 @@ def results_table(
             metrics.get(f"eval_{name}_{metric}"),
             metrics.get(f"eval_{name}_loss"),
         )
-        counts = [f"{trained[name]:,}"] if trained is not None else []
+        counts = [f"{trained[name]:,}" if name in trained else ""] if trained is not None else []
         table.add_row(name, metric, *counts, f"{len(rows):,}", *map(_shown, numbers))
     if metrics:
         table.add_section()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def train(settings: TrainSettings, args: MultiTaskTrainingArguments) -> MultiTas
         trainer.create_model_card(**card)
     if trainer.is_world_process_zero():
         console = Console()
-        rows = {name: len(rows) for name, rows in data.by_task(data.train).items()}
+        rows = {name: len(rows) for name, rows in data.by_task(data.train).items() if isinstance(rows, Sized)}
         console.print(results_table(data.tasks, metrics, data.baselines, data.by_task(data.eval), rows))
         console.print(f"The model, its card and its metrics are in {args.output_dir}.", highlight=False, soft_wrap=True)
     return trainer

@@ -159,7 +159,7 @@ def test_validation(formats):
             "neither trained nor evaluated on",
         ),
         (DatasetSettings(path="saved_dict", split=Splits(validation="validation")), "nothing to evaluate on"),
-        (DatasetSettings(path="rows.csv", streaming=True), "streaming is not supported: a step takes rows"),
+        (DatasetSettings(path="saved", streaming=True), "lies on this disk and is not copied"),
     ],
 )
 def test_validation_and_streaming_refused(formats, source, said):

@@ -18,9 +18,11 @@ EXCHANGE = tuple(
     f"exchange_scenarios:{name}"
     for name in ("counted", "averaged_buffers", "evaluated", "poisoned", "come_apart", "compiled:ddp")
 )
+STREAMS = tuple(f"stream_scenarios:{run}" for run in ("run:ddp", "run:fsdp", "run:ddp:2"))
 PARTS: dict[str, tuple[str, ...]] = {
     "test_layouts": tuple(map(str, (*THIN, *WRONG))),
     "test_checkpoints": CHECKPOINTS,
     "test_sharded": SHARDED,
     "test_exchange": EXCHANGE,
+    "test_streamed": STREAMS,
 }
