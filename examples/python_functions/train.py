@@ -84,7 +84,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--model_name_or_path", help="an encoder of the Hub or a folder (default: the bundled MiniLM)")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/python_functions"), help="where results go")
-    parser.add_argument("--max_steps", type=int, default=100, help="steps of each run (default: 100)")
+    parser.add_argument("--max_steps", type=int, default=110, help="steps of each run (default: 110)")
     parser.add_argument("--batch_size", type=int, default=8, help="rows of each task in a step (default: 8)")
     parser.add_argument("--max_length", type=int, default=72, help="tokens of an input (default: 72)")
     parser.add_argument(
