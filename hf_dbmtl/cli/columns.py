@@ -101,7 +101,7 @@ def check_kind(where: str, task: TaskSettings, image: str | None) -> None:
     for name, owner in OWN.items():
         if getattr(task, name) is not None and kind != owner:
             raise CommandError(f"{where}{name}: it is a setting of {owner}, and this is {kind}: leave it out.")
-    without = ("label", "num_labels", "label_names") if cls.self_supervised else ()
+    without: tuple[str, ...] = ("label", "num_labels", "label_names") if cls.self_supervised else ()
     without = ("num_labels", "label_names") if kind == "question_answering" else without
     for name in without:
         if getattr(task, name) is not None:
