@@ -13,6 +13,7 @@ from transformers import (
     default_data_collator,
 )
 
+from .data import named
 from .masking import Masking
 from .tasks import MaskedLanguageModeling, Task
 
@@ -42,10 +43,13 @@ class JointCollator:
     Args:
         collators (`Mapping[str, Callable]`):
             A collator by unit, the name of a task or of a group.
+        units (`Mapping[str, Unit]`, *optional*):
+            What the units are, for errors. Default: a task each.
     """
 
-    def __init__(self, collators: Mapping[str, Callable[[list[Any]], Any]]):
+    def __init__(self, collators: Mapping[str, Callable[[list[Any]], Any]], units: Mapping[str, Unit] | None = None):
         self.collators = dict(collators)
+        self.units = units
 
     def __call__(self, examples: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         by_unit: dict[str, list[Any]] = {}
@@ -55,7 +59,7 @@ class JointCollator:
         for unit, batch in joint.items():
             if not isinstance(batch, Mapping):
                 raise TypeError(
-                    f"Task '{unit}': its collator made a {type(batch).__name__} of its rows and must make a "
+                    f"{named(unit, self.units)}: its collator made a {type(batch).__name__} of its rows and must make a "
                     "dictionary, such as {'input_ids': ..., 'labels': ...}: the keywords of the model's forward."
                 )
         return joint

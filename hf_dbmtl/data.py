@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +13,15 @@ from torch.utils.data import Dataset
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
-__all__ = ["JointBatchSampler", "JointDataset", "dealt", "rows_per_step"]
+if TYPE_CHECKING:
+    from .units import Unit
+
+__all__ = ["JointBatchSampler", "JointDataset", "dealt", "named", "rows_per_step"]
+
+
+def named(unit: str, units: Mapping[str, Unit] | None = None) -> str:
+    """How an error begins: "Task 'mrpc'", or "Group 'pairs'" where `units` say that it is one."""
+    return str(units[unit]) if units else f"Task '{unit}'"
 
 
 class JointDataset(Dataset):
@@ -26,11 +34,19 @@ class JointDataset(Dataset):
         sampler (`JointBatchSampler`, *optional*):
             What `set_epoch` is passed on to. accelerate wraps batch samplers several times over, the more so after a
             resume in the middle of an epoch, and then reaches the dataset only.
+        units (`Mapping[str, Unit]`, *optional*):
+            What the units are, for errors. Default: a task each.
     """
 
-    def __init__(self, datasets: Mapping[str, Any], sampler: JointBatchSampler | None = None):
+    def __init__(
+        self,
+        datasets: Mapping[str, Any],
+        sampler: JointBatchSampler | None = None,
+        units: Mapping[str, Unit] | None = None,
+    ):
         self.datasets = dict(datasets)
-        self.units = list(self.datasets)
+        self.names = list(self.datasets)
+        self.units = units
         self.ends = list(itertools.accumulate(len(dataset) for dataset in self.datasets.values()))
         self.sampler = sampler
 
@@ -44,7 +60,7 @@ class JointDataset(Dataset):
         """Fetches the rows of a batch at once, dataset by dataset: `datasets` reads many rows much faster than each."""
         examples = []
         for position, group in itertools.groupby(indices, key=lambda index: bisect.bisect_right(self.ends, index)):
-            unit = self.units[position]
+            unit = self.names[position]
             start = self.ends[position - 1] if position else 0
             dataset, rows = self.datasets[unit], [index - start for index in group]
             fetch = getattr(dataset, "__getitems__", None)  # the hook that torch's own fetcher looks for
@@ -52,7 +68,7 @@ class JointDataset(Dataset):
                 examples += [(unit, one) for one in (fetch(rows) if fetch else [dataset[row] for row in rows])]
             except OSError as error:
                 raise OSError(
-                    f"Task '{unit}': some of the rows {rows} of its dataset cannot be read: {error}"
+                    f"{named(unit, self.units)}: some of the rows {rows} of its dataset cannot be read: {error}"
                 ) from error
         return examples
 

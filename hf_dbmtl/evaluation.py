@@ -19,6 +19,7 @@ from transformers.trainer_utils import BestRun, EvalLoopOutput, HPSearchBackend,
 from .buffers import average_buffers
 from .collators import LABEL_COLUMNS
 from .dataset_checks import check_datasets, check_names
+from .map_sizes import as_large_as_others, map_sizes
 from .metrics import AnswerMetric, default_compute_metrics, main_metric, resolve_metric
 from .repeated_rows import first_rows, new_rows
 from .task_metrics import ByTask, PreprocessByTask
@@ -35,6 +36,7 @@ class EvaluationMixin(TrainerPart):
     metrics: dict[str, Callable[[EvalPrediction], dict[str, float]] | None]
     _unit: Unit  # that is being evaluated
     _sums: dict[str, tuple[float, float]]  # of its losses and items, by task
+    _map_sizes: dict[str, tuple[int, int]]  # of its labels for pixels
     _default_metrics: set[str]  # the tasks that are judged by their kind's
 
     def _set_metrics(self, compute_metrics: Mapping[str, Any] | Callable | None) -> None:
@@ -72,6 +74,7 @@ class EvaluationMixin(TrainerPart):
         together: Any = PreprocessByTask(preprocess) if preprocess else None  # of dictionaries, not tensors
         self.preprocess_logits_for_metrics = together
         self._unit, self._sums = unit, {task: (0.0, 0.0) for task in unit}
+        self._map_sizes = {} if dataset is None else map_sizes(unit, dataset, self.tasks)
         try:
             yield by_task
         finally:
@@ -239,7 +242,7 @@ class EvaluationMixin(TrainerPart):
         task, each where there is one.
         """
         inputs, unit = self._prepare_inputs(inputs), self._unit
-        labels = self._labels(inputs)
+        labels = as_large_as_others(self._labels(inputs), self._map_sizes)
         named = {**inputs, "task": unit.asked}  # the task's name, whatever columns there are
         ignored = {"loss", "num_items", *(ignore_keys or self._ignored_keys())}
         loss = None

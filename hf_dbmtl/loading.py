@@ -173,7 +173,7 @@ class LoadingMixin(StreamingMixin):
             train[unit] = self._remove_unused_columns(dataset) if isinstance(dataset, datasets.Dataset) else dataset
         args = self.args
         options: dict[str, Any] = {
-            "collate_fn": JointCollator({unit: self.collators[unit] for unit in train}),
+            "collate_fn": JointCollator({unit: self.collators[unit] for unit in train}, self.units),
             "num_workers": args.dataloader_num_workers,
             "pin_memory": args.dataloader_pin_memory,
             "persistent_workers": args.dataloader_persistent_workers,
@@ -192,7 +192,7 @@ class LoadingMixin(StreamingMixin):
             options["drop_last"] = args.dataloader_drop_last
         else:
             options["batch_sampler"] = sampler = self._joint_sampler()
-        return self.accelerator.prepare(DataLoader(JointDataset(train, sampler), **options))
+        return self.accelerator.prepare(DataLoader(JointDataset(train, sampler, self.units), **options))
 
     def _joint_sampler(self) -> JointBatchSampler:
         args = self.args

@@ -69,7 +69,8 @@ class StreamingMixin(TrainerPart):
         parts = args.gradient_accumulation_steps * processes
         per_task: Any = args.per_task_batch_size
         rows = rows_per_step(dict.fromkeys(streams, 1), self._train_batch_size, parts, per_task_batch_size=per_task)
-        self._stream = JointStream(streams, rows, parts, args.process_index, processes, args.dataloader_num_workers)
+        workers = args.dataloader_num_workers
+        self._stream = JointStream(streams, rows, parts, args.process_index, processes, workers, self.units)
         # not prepared by accelerate, which would deal whole batches to the processes: these are dealt already
         options |= {"collate_fn": _WithPosition(collator), "batch_size": None}
         return DataLoaderShard(self._stream, device=self.accelerator.device, **options)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
 from datasets.iterable_dataset import BufferShuffledExamplesIterable
 from torch.distributed.checkpoint.stateful import Stateful
 
-from .data import dealt
+from .data import dealt, named
 
+
+if TYPE_CHECKING:
+    from .units import Unit
 
 __all__ = ["JointStream", "is_stream"]
 
@@ -42,6 +45,8 @@ class JointStream(torch.utils.data.IterableDataset):
             Which process this is, and how many there are.
         workers (`int`, *optional*, defaults to 0):
             The workers of the loader that reads it, 0 or 1: `datasets` shuffles otherwise within one.
+        units (`Mapping[str, Unit]`, *optional*):
+            What the units are, for errors. Default: a task each.
     """
 
     def __init__(
@@ -52,8 +57,9 @@ class JointStream(torch.utils.data.IterableDataset):
         process: int = 0,
         processes: int = 1,
         workers: int = 0,
+        units: Mapping[str, Unit] | None = None,
     ):
-        self.readers = {unit: _Reader(unit, stream) for unit, stream in streams.items()}
+        self.readers = {unit: _Reader(named(unit, units), stream) for unit, stream in streams.items()}
         self.rows = {unit: rows[unit] for unit in streams}
         self.parts = parts
         self.process = process
@@ -110,8 +116,8 @@ class JointStream(torch.utils.data.IterableDataset):
 class _Reader:
     """The rows of a unit, over and over again, and where it has come to: how often it was through, and how far it is."""
 
-    def __init__(self, unit: str, dataset: Any):
-        self.unit = unit
+    def __init__(self, which: str, dataset: Any):
+        self.which = which
         self.dataset = dataset
         # A dataset may begin where it stopped the last time. One of `datasets` begins anew without a state, and has one as
         # soon as somebody has looked at a row.
@@ -131,12 +137,12 @@ class _Reader:
     def go_on(self, position: Mapping[str, Any] | None) -> None:
         if position is None:
             raise ValueError(
-                f"Task '{self.unit}': the checkpoint does not tell where its dataset has been. Resume with the datasets of the "
+                f"{self.which}: the checkpoint does not tell where its dataset has been. Resume with the datasets of the "
                 "run that was saved."
             )
         if position["state"] is None and not _has_buffer(self.dataset):
             raise ValueError(
-                f"Task '{self.unit}': its dataset, a {type(self.dataset).__name__}, could not tell where it has been, by a "
+                f"{self.which}: its dataset, a {type(self.dataset).__name__}, could not tell where it has been, by a "
                 "`state_dict` of what JSON knows, and the rows that a resumed run gets would be other ones. Give it "
                 "`state_dict` and `load_state_dict` (those of `datasets` have them), or begin it anew by `ignore_data_skip=True`."
             )
@@ -150,10 +156,10 @@ class _Reader:
                     self.row += 1
                     yield example
             except OSError as error:
-                raise OSError(f"Task '{self.unit}': a row of its dataset cannot be read: {error}") from error
+                raise OSError(f"{self.which}: a row of its dataset cannot be read: {error}") from error
             if self.row == 0:
                 raise ValueError(
-                    f"Task '{self.unit}': its dataset gave no rows"
+                    f"{self.which}: its dataset gave no rows"
                     + (" when it was read again: each `iter()` must begin anew." if self.epoch else ".")
                 )
             self.epoch, self.row = self.epoch + 1, 0

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from encoders import CAUSAL, IMAGE, LENGTH, SIDE, TEXT, encoder_of, inputs_of
-from helpers import arguments, flat
+from encoders import CAUSAL, IMAGE, LENGTH, SIDE, TEXT, encoder_of, exact, inputs_of
+from helpers import arguments, distance, flat, train
 from transformers import AutoModel
 
 from hf_dbmtl import (
@@ -67,6 +67,25 @@ def test_a_step_of_two_tasks_and_a_round_trip(family: str, tmp_path: Path) -> No
         assert all(torch.equal(again(**inputs).logits[task], logits[task]) for task in logits)
     other = model_of(family, seed=1).eval()(**inputs).logits
     assert not any(torch.allclose(other[task], logits[task]) for task in logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tasks_that_share_their_input(family: str, tmp_path: Path) -> None:
+    """The same step as of a dataset for each, with one pass of the encoder."""
+    data, passes = data_of(family), []
+    group = data["score"].rename_column("labels", "score").add_column("parts", data["parts"]["labels"][:])
+    turned = group.remove_columns("score").add_column("score", group["score"][::-1])
+
+    def step(given: dict[str, Dataset]) -> list[dict[str, torch.Tensor]]:
+        model = exact(model_of(family))
+        model.encoder.register_forward_hook(lambda *_: passes.append(len(given)))
+        args = arguments(tmp_path, max_steps=1, train_sampling_strategy="sequential")
+        return train(model, args, given)[1]
+
+    one, many, wrong = step({"all": group}), step(data), step({"all": turned})
+    assert passes == [1, 2, 2, 1]
+    assert distance(one, many) < 1e-10
+    assert distance(wrong, many) > 1e-3
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from helpers import TASKS, arguments, distance, tiny_dataset, tiny_model, train
 
-from hf_dbmtl import Classification, MultiTaskTrainer, Regression
+from hf_dbmtl import Classification, MultiTaskTrainer, QuestionAnswering, Regression
 from hf_dbmtl.units import Unit
 
 
@@ -292,3 +292,18 @@ def test_evaluation_and_prediction_are_those_of_separate_datasets(tmp_path: Path
     assert torch.equal(
         torch.tensor(unlabelled["topic"].predictions), torch.tensor(one.predict(group)["topic"].predictions)
     )
+
+
+def test_questions_beside_other_labels_of_their_texts(tmp_path: Path) -> None:
+    tasks = {"topic": TASKS["topic"], "answer": QuestionAnswering()}
+    spans = [None if row % 5 == 1 else [row % 3, row % 3 + row % 4] for row in range(ROWS)]
+    group = shared({"topic": TASKS["topic"]}).add_column("answer", spans)
+    trainer, one = steps_of(tmp_path, {"texts": group}, tasks, max_steps=2, gradient_accumulation_steps=2)
+    other, many = steps_of(tmp_path, separate(group, tasks), tasks, max_steps=2, gradient_accumulation_steps=2)
+    assert distance(one, many) < 1e-10
+    turned = group.remove_columns("answer").add_column("answer", spans[::-1])
+    _, wrong = steps_of(tmp_path, {"texts": turned}, tasks, max_steps=2, gradient_accumulation_steps=2)
+    assert distance(wrong, many) > 1e-3
+    found, expected = trainer.evaluate({"texts": group}), other.evaluate(separate(group, tasks))
+    keys = ["eval_topic_accuracy", "eval_answer_exact_match", "eval_answer_f1", "eval_answer_loss"]
+    assert [found[key] for key in keys] == pytest.approx([expected[key] for key in keys], rel=1e-12)

@@ -19,8 +19,11 @@ from hf_dbmtl import (
     MultiTaskTrainer,
     Regression,
 )
+from hf_dbmtl.collators import JointCollator
 from hf_dbmtl.conflicts import ConflictCallback
+from hf_dbmtl.data import JointDataset
 from hf_dbmtl.group_collator import GroupCollator
+from hf_dbmtl.streams import JointStream
 from hf_dbmtl.units import Unit, units_of
 
 
@@ -69,7 +72,7 @@ def test_keys_are_tasks_or_groups() -> None:
         (lambda: {"both": group().select([])}, ValueError, "Group 'both': its train dataset is empty"),
         (lambda: {"both": group().select_columns(["topic", "score"])}, ValueError, "Group 'both': its train dataset has the columns ['topic', 'score'], of which the model takes none"),
         (lambda: group().remove_columns(["topic", "score"]), TypeError, "or a dataset with a column of labels named like each task, and is Dataset"),
-        (lambda: {"both": group().to_iterable_dataset()}, TypeError, "Group 'both': its train dataset is a IterableDataset and has no length"),
+        (lambda: {"both": group().to_iterable_dataset()}, ValueError, "Training on datasets without a length, max_steps: set it"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(data: Any, kind: type[Exception], said: str, tmp_path: Path) -> None:
@@ -240,3 +243,45 @@ def test_tuning_on_validation_data_and_activation_checkpointing(checkpointing: b
         args = arguments(tmp_path, activation_checkpointing=checkpointing, **options)
         runs.append(train(tiny_model(TWO), args, data, validation_dataset=None if checkpointing else validation)[1])
     assert distance(*runs) < 1e-10
+
+
+class Broken(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, row: int) -> Any:
+        raise OSError("the disk is gone")
+
+    def __iter__(self) -> Any:
+        yield self[0]
+
+
+@pytest.mark.parametrize(("name", "which"), [("pairs", "Group 'pairs': "), ("c", "Task 'c': ")])
+def test_errors_tell_a_group_from_a_task(name: str, which: str) -> None:
+    units = {"pairs": Unit("pairs", ("a", "b")), "c": Unit.alone("c")}
+    with pytest.raises(OSError, match=f"^{which}some of the rows"):
+        JointDataset({name: Broken()}, units=units)[0]
+    with pytest.raises(OSError, match=f"^{which}a row of its dataset"):
+        next(iter(JointStream({name: Broken()}, {name: 1}, units=units)))
+    with pytest.raises(TypeError, match=f"^{which}its collator made a list"):
+        JointCollator({name: list}, units)([(name, 1)])
+
+
+@pytest.mark.parametrize(("alone", "which"), [(False, "Group 'both': "), (True, "Task 'topic': ")])
+def test_the_loader_knows_which_is_which(alone: bool, which: str, tmp_path: Path) -> None:
+    broken: list[bool] = []
+
+    def read(batch: dict[str, list]) -> dict[str, list]:
+        if broken:
+            raise OSError("the disk is gone")
+        return batch
+
+    data = {"both": group().with_transform(read)}
+    if alone:
+        score = group().remove_columns("topic").rename_column("score", "labels")
+        topic = group().remove_columns("score").rename_column("topic", "labels").with_transform(read)
+        data = {"topic": topic, "score": score}
+    trainer = trainer_of(tmp_path, data, max_steps=1)
+    broken.append(True)
+    with pytest.raises(OSError, match=f"^{which}some of the rows"):
+        trainer.train()
