@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from .buffers import average_buffers
 from .manifest import MANIFEST_NAME, UNLISTED, checkpoints, last_whole_checkpoint, what_is_wrong, write_manifest
+from .renamed_weights import has_other_names, load_by_other_names
 from .trainer_part import TrainerPart
 
 
@@ -112,6 +113,21 @@ class SavingMixin(TrainerPart):
             best = self.state.best_model_checkpoint
             self._remove_unfinished(run_dir, {folder, best})
             rotate_checkpoints(run_dir, self.args.save_total_limit, best, use_mtime=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._load_renamed(resume_from_checkpoint, self.model if model is None else model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_renamed(self.state.best_model_checkpoint, self.model):
+            super()._load_best_model()
+
+    def _load_renamed(self, folder: str | None, model: Any) -> bool:
+        """Loads what the stock Trainer would pass over for its names, if the checkpoint has such."""
+        if folder is None or self.is_fsdp_enabled or not has_other_names(folder, model):
+            return False
+        load_by_other_names(folder, model)
+        return True
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         with self._limited(self._put_off or self.args.save_total_limit):  # the arguments are written as they were given
