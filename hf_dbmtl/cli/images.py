@@ -38,7 +38,7 @@ def encode_images(
     """
     maps = {into: reader for into, reader in readers.items() if isinstance(reader, MapReader)}
     if isinstance(rows, IterableDataset):
-        others = {into: reader for into, reader in readers.items() if into not in maps}
+        others = {into: reader for into, reader in readers.items() if isinstance(reader, LabelReader)}
         pixels = Pixels(processor, column, ", ".join(reader.name for reader in readers.values()), maps, others)
         return rows.cast_column(column, Image()).map(
             pixels, batched=True, batch_size=STREAMED, remove_columns=rows.column_names

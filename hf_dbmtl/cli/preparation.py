@@ -142,6 +142,7 @@ def _load(name: str, source: TaskSettings | GroupSettings, members: Mapping[str,
             _check_columns("Task", task, "label", own.labels, 1, None)
     kinds = {own.kind for own in members.values()}
     what = "Group" if isinstance(source, GroupSettings) else "Task"
+    most: int | None
     least, most = 1, 1 if "token_classification" in kinds else 2
     if "multiple_choice" in kinds:
         least, most = 0, 1

@@ -116,7 +116,7 @@ def choices_of_rows(
                 f"Task '{name}': a row has {len(row)} choices and another {count}, all need as many: {str(row)[:80]}."
             )
     given = {"choices": several, **{column: rows[column] for column in text}}
-    encoded = encode_choices(given, tokenizer, "choices", *text, labels="", max_length=max_length)
+    encoded = encode_choices(given, tokenizer, "choices", text[0] if text else None, labels="", max_length=max_length)
     return {**encoded, "labels": reader(rows)}
 
 
