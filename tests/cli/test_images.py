@@ -72,6 +72,23 @@ def test_train_evaluate_predict(pictures, capsys):
     assert found[0]["image"] == "pictures/red/1.png"
 
 
+def test_streamed(pictures):
+    """Pixels made as they are read: after a checkpoint those that come next, which the losses of a model at rest tell."""
+    words = ["--max_steps", "6", "--save_steps", "3", "--learning_rate", "0"]
+    for name, path in (("color", "pictures"), ("brightness", "bright.csv")):
+        words += [f"--tasks.{name}.dataset", f"{{path: {path}, streaming: true, eval_fraction: 0, buffer_size: 5}}"]
+    main(["train", pictures, *words, "--output_dir", "whole"])
+    resumed = [*words, "--resume_from_checkpoint", "whole/checkpoint-3"]
+    main(["train", pictures, *resumed, "--output_dir", "rest"])
+    main(["train", pictures, *resumed, "--output_dir", "anew", "--ignore_data_skip"])
+    whole, rest, anew = (
+        [record["loss"] for record in json.loads(Path(one, "trainer_state.json").read_text())["log_history"][:6]]
+        for one in ("whole", "rest", "anew")
+    )
+    assert len(whole) == 6 and rest == whole
+    assert anew != whole  # the control: the images from the beginning
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
