@@ -5,71 +5,15 @@ makes the same steps as a dataset per task, and the same evaluations.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset
-from encoders import SIDE, encoder_of, exact
 from helpers import arguments, distance, train
+from scenes import GROUPS, IMAGES, MAPS, model_of, scenes, separate
 
-from hf_dbmtl import (
-    Classification,
-    DepthEstimation,
-    MultiLabelClassification,
-    MultiTaskModel,
-    MultiTaskTrainer,
-    Regression,
-    SemanticSegmentation,
-    SurfaceNormals,
-)
-
-
-ROWS, MAP = 16, 16  # the heads give four times the pixels of a label
-IMAGES = {"room": Classification(3), "things": MultiLabelClassification(4), "light": Regression()}
-MAPS = {
-    "classes": SemanticSegmentation(3, ignore_index=255),
-    "depth": DepthEstimation(),
-    "normals": SurfaceNormals(),
-}
-GROUPS = {"images": IMAGES, "maps": MAPS, "mixed": IMAGES | MAPS}
-
-
-def label_of(task: Any, draw: np.random.Generator) -> Any:
-    """One label. Of a map some pixels have none."""
-    if task.kind == "classification":
-        return int(draw.integers(task.num_labels))
-    if task.kind == "multi_label_classification":
-        return draw.integers(0, 2, task.num_labels).astype(float).tolist()
-    if task.kind == "regression":
-        return float(10 * draw.normal())
-    gone = draw.random((MAP, MAP)) < draw.uniform(0, 0.5)
-    if task.kind == "semantic_segmentation":
-        return np.where(gone, 255, draw.integers(0, 3, (MAP, MAP))).tolist()
-    if task.kind == "depth_estimation":
-        return np.where(gone, draw.choice([0.0, math.nan]), draw.uniform(1, 5, (MAP, MAP))).tolist()
-    return np.where(gone, 0.0, draw.normal(size=(3, MAP, MAP))).tolist()
-
-
-def shared(tasks: dict[str, Any], rows: int = ROWS, missing: float = 0.3) -> Dataset:
-    """One dataset with a column of labels per task, a share of each missing."""
-    draw = np.random.default_rng(0)
-    columns: dict[str, list] = {"pixel_values": draw.normal(size=(rows, 3, SIDE, SIDE)).tolist()}
-    for name, task in tasks.items():
-        labels = [label_of(task, draw) for _ in range(rows)]
-        columns[name] = [None if draw.random() < missing else label for label in labels]
-    return Dataset.from_dict(columns)
-
-
-def separate(group: Dataset, tasks: Any) -> dict[str, Dataset]:
-    """The same images once more for each task, with its labels alone."""
-    return {task: group.select_columns(["pixel_values", task]).rename_column(task, "labels") for task in tasks}
-
-
-def model_of(tasks: dict[str, Any], family: str = "vit") -> MultiTaskModel:
-    return exact(MultiTaskModel.from_encoder(encoder_of(family), dict(tasks)))
+from hf_dbmtl import MultiTaskTrainer
 
 
 def steps_of(folder: Path, data: Any, tasks: dict[str, Any], **options: Any):
@@ -93,7 +37,7 @@ class PerImage(MultiTaskTrainer):
 def test_the_same_steps_as_separate_datasets(name: str, balancer: str, accumulation: int, tmp_path: Path) -> None:
     tasks = GROUPS[name]
     options = {"balancer": balancer, "gradient_accumulation_steps": accumulation, "max_steps": 2}
-    group = shared(tasks)
+    group = scenes(tasks)
     trainer, one = steps_of(tmp_path, {"scenes": group}, tasks, **options)
     _, many = steps_of(tmp_path, separate(group, tasks), tasks, **options)
     assert [unit.tasks for unit in trainer.units.values()] == [tuple(tasks)]
@@ -106,7 +50,7 @@ def test_the_same_steps_as_separate_datasets(name: str, balancer: str, accumulat
 @pytest.mark.parametrize("family", ["beit", "dinov2", "swin", "convnext", "resnet"])
 def test_other_encoders(family: str, tmp_path: Path) -> None:
     tasks = GROUPS["mixed"]
-    group = shared(tasks, rows=8)
+    group = scenes(tasks, rows=8)
     _, one = steps_of(tmp_path, {"scenes": group}, tasks, max_steps=1, family=family)
     _, many = steps_of(tmp_path, separate(group, tasks), tasks, max_steps=1, family=family)
     assert distance(one, many) < 1e-10
@@ -118,7 +62,7 @@ def test_other_encoders(family: str, tmp_path: Path) -> None:
 
 
 def test_a_map_that_a_step_lacks_is_absent_from_it(tmp_path: Path) -> None:
-    group = shared(MAPS, missing=0.0)
+    group = scenes(MAPS, missing=0.0)
     maps = group["depth"][:]
     blank = [None if 4 <= row < 8 else label for row, label in enumerate(maps)]  # of the second step
     group = group.remove_columns("depth").add_column("depth", blank)
@@ -131,20 +75,20 @@ def test_a_map_that_a_step_lacks_is_absent_from_it(tmp_path: Path) -> None:
 
 def test_maps_beside_tasks_with_images_of_their_own(tmp_path: Path) -> None:
     tasks = GROUPS["mixed"]
-    scenes, rooms = shared(MAPS), shared({"room": IMAGES["room"], "light": IMAGES["light"]}, rows=12)
-    things = separate(shared(IMAGES), ["things"])
+    maps, rooms = scenes(MAPS), scenes({"room": IMAGES["room"], "light": IMAGES["light"]}, rows=12)
+    things = separate(scenes(IMAGES), ["things"])
     options = {"max_steps": 2, "gradient_accumulation_steps": 2}
-    _, one = steps_of(tmp_path, {"scenes": scenes, "rooms": rooms, **things}, tasks, **options)
-    alone = {**separate(rooms, ["room", "light"]), **things, **separate(scenes, MAPS)}
+    _, one = steps_of(tmp_path, {"scenes": maps, "rooms": rooms, **things}, tasks, **options)
+    alone = {**separate(rooms, ["room", "light"]), **things, **separate(maps, MAPS)}
     _, many = steps_of(tmp_path, alone, tasks, **options)
     assert distance(one, many) < 1e-10
-    _, wrong = steps_of(tmp_path, {**alone, **separate(shared(MAPS, missing=0.0), MAPS)}, tasks, **options)
+    _, wrong = steps_of(tmp_path, {**alone, **separate(scenes(MAPS, missing=0.0), MAPS)}, tasks, **options)
     assert distance(wrong, many) > 1e-3
 
 
 @pytest.mark.parametrize("name", GROUPS)
 def test_evaluation_and_prediction_are_those_of_separate_datasets(name: str, tmp_path: Path) -> None:
-    tasks, group = GROUPS[name], shared(GROUPS[name], rows=9)
+    tasks, group = GROUPS[name], scenes(GROUPS[name], rows=9)
     args = arguments(tmp_path, per_device_eval_batch_size=4)
     one = MultiTaskTrainer(model=model_of(tasks), args=args, eval_dataset={"scenes": group})
     many = MultiTaskTrainer(model=model_of(tasks), args=args, eval_dataset=separate(group, tasks))
@@ -156,7 +100,7 @@ def test_evaluation_and_prediction_are_those_of_separate_datasets(name: str, tmp
     )
     assert len(seen) == 3
     assert found == pytest.approx(expected, rel=1e-12) and "eval_average" in found
-    other = MultiTaskTrainer(model=model_of(tasks), args=args, eval_dataset={"scenes": shared(tasks, rows=8)})
+    other = MultiTaskTrainer(model=model_of(tasks), args=args, eval_dataset={"scenes": scenes(tasks, rows=8)})
     assert other.evaluate()["eval_loss"] != pytest.approx(expected["eval_loss"], rel=1e-3)
 
     unlabelled = {"scenes": group.select_columns(["pixel_values"])}

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from datasets import Dataset
 from distributed_cases import DTYPES, SIZES, ShardedTrainer, odd_model, shared_data
 from helpers import TASKS, arguments, distance, flat, tiny_data, tiny_dataset, tiny_model, train
+from scenes import MAPS, model_of, scenes
 from test_buffers import Normed
 from test_faults import Poisoned
 from torch import nn
@@ -144,7 +145,16 @@ def evaluated(folder: Path) -> dict[str, Any]:
             trainer.train()
         found[name] = {key: value for key, value in trainer.evaluate().items() if key.endswith("_loss")}
         found[f"{name}, shared"] = metrics_of(trainer.evaluate(shared_data(13)))
+    args = arguments(folder, per_device_eval_batch_size=2)
+    found["maps"] = metrics_of(MultiTaskTrainer(model_of(MAPS), args).evaluate({"scenes": some_maps()}))
     return found
+
+
+def some_maps() -> Dataset:
+    """Of depth, batches of two on one process have none while those of the other do."""
+    rows = scenes(MAPS, rows=9, missing=0.0)
+    depth = [None if row in (2, 3, 8) else one for row, one in enumerate(rows["depth"][:])]
+    return rows.remove_columns("depth").add_column("depth", depth)
 
 
 def metrics_of(found: dict[str, float]) -> dict[str, float]:

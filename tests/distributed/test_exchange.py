@@ -15,10 +15,11 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from distributed_cases import shared_data  # noqa: E402
-from exchange_scenarios import metrics_of  # noqa: E402
+from exchange_scenarios import metrics_of, some_maps  # noqa: E402
 from helpers import TASKS, arguments, tiny_data, tiny_dataset, tiny_model  # noqa: E402
 from launching import Group, started  # noqa: E402
 from paper_arithmetic import averages, ddp_buffers, ddp_sent, fsdp_sent, reducing_each, table  # noqa: E402
+from scenes import MAPS, model_of  # noqa: E402
 
 from hf_dbmtl import MultiTaskTrainer  # noqa: E402
 
@@ -114,9 +115,12 @@ def test_evaluation_is_that_of_one_process(pair: Group, tmp_path: Path) -> None:
     assert len(expected) == T + 1
     shared = metrics_of(trainer.evaluate(shared_data(13)))
     assert len(shared) > 2 * T
+    maps = metrics_of(MultiTaskTrainer(model_of(MAPS), arguments(tmp_path)).evaluate({"scenes": some_maps()}))
+    assert "eval_depth_delta_1" in maps
     for outcome in pair.of("exchange_scenarios:evaluated"):
         assert outcome["ddp, shared"] == pytest.approx(shared, rel=1e-9)
         assert outcome["fsdp, shared"] == pytest.approx(shared, rel=1e-9)
+        assert outcome["maps"] == pytest.approx(maps, rel=1e-9)
         assert outcome["ddp"] == pytest.approx(expected, rel=1e-9)
         assert outcome["fsdp"] == pytest.approx(expected, rel=1e-9)
 
