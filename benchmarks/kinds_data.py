@@ -78,11 +78,20 @@ def texts(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> Group:
 
 
 def short_texts(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> Group:
-    """Emotions, of which there may be several in a text, need more steps; with the types of questions."""
+    """Emotions, of which there may be several in a text and most are rare, beside the types of questions."""
     group = Group()
     add = partial(_add, group, folder, tokenizer, rows)
     add("emotions", MultiLabelClassification(28), "goemotions", encode_texts, columns=["text"], labels="labels", hot=28)
     add("questions", Classification(6), "trec", encode_texts, columns=["text"], labels="coarse_label")
+    return group
+
+
+def masked_words(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> Group:
+    """Masked words, twice as many as is usual since the steps are few, beside the sentiment of the same sentences."""
+    group = Group()
+    add = partial(_add, group, folder, tokenizer, rows, columns=["sentence"], max_length=32)
+    add("words", MaskedLanguageModeling(mlm_probability=0.3), "sst2", encode_texts, labels=None)
+    add("feeling", Classification(label_names=["negative", "positive"]), "sst2", encode_texts)
     return group
 
 
