@@ -68,6 +68,18 @@ def agree(name: str, dtype: torch.dtype, bound: float, tmp_path: Path) -> None:
         assert distance(whole, steps_of(tmp_path, *LAYOUTS[layout], dtype=dtype, **BALANCERS[name])) < bound, layout
 
 
+@pytest.mark.parametrize("layout", ["8", "4x2"])
+@pytest.mark.parametrize("name", [*BALANCERS, "log+pcgrad"])
+def test_a_step_is_the_same_whether_it_is_logged_or_not(name: str, layout: str, tmp_path: Path) -> None:
+    """What is not logged asks for no norms, and may go another way."""
+    options = BALANCERS.get(name, {"balancer": name})
+    logged, quiet = (
+        [{key: value for key, value in step.items() if not key.startswith("loss/")} for step in steps]
+        for steps in (steps_of(tmp_path, *LAYOUTS[layout], logging_steps=often, **options) for often in (1, 100))
+    )
+    assert distance(logged, quiet) < 1e-10
+
+
 class MeanOfLogs(LocalGradients):
     """The mistake to be caught: the gradient of the mean over micro-batches of each one's log loss."""
 

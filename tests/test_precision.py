@@ -124,6 +124,31 @@ def scaled_run(folder: Path, kind: type[MultiTaskTrainer], **options: Any):
     return trainer, steps, seen
 
 
+class Unharmed(Scaled):
+    bad_task = None
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("balancer", ["db_mtl", "max_norm", "log+pcgrad", "ew", "log"])
+def test_the_scale_is_taken_out_of_steps_that_are_not_logged(balancer: str, accumulation: int, tmp_path: Path) -> None:
+    """Under plain SGD, which a gradient of another length would carry elsewhere; without a scaler it is the same."""
+    ends = []
+    for kind, often in ((Unharmed, 1), (Unharmed, 100), (MultiTaskTrainer, 100)):
+        args = arguments(
+            tmp_path,
+            max_steps=3,
+            logging_steps=often,
+            balancer=balancer,
+            per_device_train_batch_size=8 // accumulation,
+            gradient_accumulation_steps=accumulation,
+        )
+        trainer, _ = train(tiny_model(), args, tiny_data(rows=32), trainer=kind)
+        ends.append(flat(trainer.model.parameters()))
+    start = flat(tiny_model().parameters())
+    for end in ends[1:]:
+        assert (end - ends[0]).norm() < 1e-10 * (ends[0] - start).norm()
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}, {"max_grad_norm": 0.5}],

@@ -66,8 +66,8 @@ class LocalGradients(Gradients):
             mean = sum(n * loss for n, loss in zip(passes.items, passes.losses) if n > 0) / total
             correction *= how.derivative(task, torch.tensor(mean, dtype=passes.dtype)).item()
         heads = passes.heads.mul_(correction)
-        norm = shared.mul_(correction).norm() if how.norms else None
-        return TaskGradient(mean, total, shared, heads, norm, heads.norm())
+        shared.mul_(correction)
+        return TaskGradient(mean, total, shared, heads, shared.norm() if how.norms else None, heads.norm())
 
     def write(self, shared: FlatVector, heads: GradientVector, loss_scale: float = 1.0) -> None:
         heads.mul_(loss_scale)

@@ -211,5 +211,6 @@ def test_a_factor_known_before_never_looks_at_the_loss(key: str) -> None:
     balancer = made(*METHODS.get(key, (key, {})))
     balancer.begin()
     small, large = (balancer.derivative(TASKS[0], torch.tensor(loss)).item() for loss in (0.5, 2.0))
-    assert (small == large) == balancer.known_before
+    if balancer.known_before or not balancer.transform.coupled:  # else the rest is in what is common to all
+        assert (small == large) == balancer.known_before
     assert balancer.known_before == (key.split()[0] in ("ew", "uw", "imtl_l", "dwa", "rlw"))
