@@ -24,5 +24,5 @@ PARTS: dict[str, tuple[str, ...]] = {
     "test_checkpoints": CHECKPOINTS,
     "test_sharded": SHARDED,
     "test_exchange": EXCHANGE,
-    "test_streamed": STREAMS,
+    "test_streamed_layouts": STREAMS,
 }

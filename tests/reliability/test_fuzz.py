@@ -261,6 +261,7 @@ SETTINGS = nearly(
 )
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # names that transformers is giving up are settings still
 @EXAMPLES
 def test_settings(examples: int, tmp_path: Path) -> None:
     """Any setting there is, with any value, in the file and on the command line."""
