@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -62,6 +63,12 @@ IMAGE: dict[str, Callable[[], PreTrainedConfig]] = {
     "resnet": lambda: ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"),
 }
 CAUSAL = ("gpt2", "llama")
+FAST = ("bert", "t5", "gpt2", "modernbert", "vit", "beit", "dinov2", "swin", "resnet")
+
+
+def in_turn(families: Iterable[str]) -> list[Any]:
+    """Parameters of a test that runs with every change for some families, and for all of them in `make test-all`."""
+    return [one if one in FAST else pytest.param(one, marks=pytest.mark.slow) for one in families]
 
 
 def encoder_of(family: str, seed: int = 0) -> PreTrainedModel:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from encoders import CAUSAL, IMAGE, LENGTH, SIDE, TEXT, encoder_of, exact, inputs_of
+from encoders import CAUSAL, IMAGE, LENGTH, SIDE, TEXT, encoder_of, exact, in_turn, inputs_of
 from helpers import arguments, distance, flat, train
 from transformers import AutoModel
 
@@ -69,7 +69,7 @@ def test_a_step_of_two_tasks_and_a_round_trip(family: str, tmp_path: Path) -> No
     assert not any(torch.allclose(other[task], logits[task]) for task in logits)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", in_turn(FAMILIES))
 def test_tasks_that_share_their_input(family: str, tmp_path: Path) -> None:
     """The same step as of a dataset for each, with one pass of the encoder."""
     data, passes = data_of(family), []
@@ -88,7 +88,7 @@ def test_tasks_that_share_their_input(family: str, tmp_path: Path) -> None:
     assert distance(wrong, many) > 1e-3
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", in_turn(FAMILIES))
 def test_the_lower_layers_freeze(family: str, tmp_path: Path) -> None:
     model, before = trained(family, tmp_path, freeze_layers=1)
     stack = next(name for name, module in model.encoder.named_modules() if isinstance(module, torch.nn.ModuleList))

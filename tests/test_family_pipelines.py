@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from encoders import CAUSAL, IMAGE, SIDE, TEXT, VOCAB, encoder_of
+from encoders import CAUSAL, IMAGE, SIDE, TEXT, VOCAB, encoder_of, in_turn
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, ViTImageProcessor, pipeline
@@ -79,7 +79,7 @@ def logits_of(model: MultiTaskModel, processor: Any, one: Any) -> dict[str, torc
     return {name: value[0] for name, value in model(**processor(one, return_tensors="pt")).logits.items()}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", in_turn(FAMILIES))
 def test_all_tasks_and_one_of_them_exported(family: str, tmp_path: Path) -> None:
     model, processor, given = model_of(family), processing_class(family), inputs_of(family)
     for part in (model, processor):
@@ -105,7 +105,7 @@ def test_all_tasks_and_one_of_them_exported(family: str, tmp_path: Path) -> None
         assert {entry["label"]: entry["score"] for entry in one} == pytest.approx(chance, abs=1e-6)
 
 
-@pytest.mark.parametrize("family", TEXT)
+@pytest.mark.parametrize("family", in_turn(TEXT))
 def test_tokens(family: str, tmp_path: Path) -> None:
     names = [f"t{label}" for label in range(5)]
     model, processor = model_of(family, tags=TokenClassification(label_names=names)), processing_class(family)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from encoders import IMAGE, TEXT, encoder_of
+from encoders import IMAGE, TEXT, encoder_of, in_turn
 from helpers import arguments
 from peft import LoraConfig
 from test_encoder_families import data_of, model_of
@@ -18,7 +18,6 @@ from hf_dbmtl.renamed_weights import has_other_names
 
 
 FAMILIES = (*TEXT, *IMAGE)
-FAST = ("bert", "modernbert", "vit", "beit", "dinov2")
 
 
 def trainer_of(family: str, folder: Path, kind: type = MultiTaskTrainer, seed: int = 0, **options: Any) -> Any:
@@ -36,9 +35,7 @@ def differing(a: Any, b: Any) -> list[str]:
     return [name for name, value in a.model.state_dict().items() if not torch.equal(value, other[name])]
 
 
-@pytest.mark.parametrize(
-    "family", [one if one in FAST else pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES]
-)
+@pytest.mark.parametrize("family", in_turn(FAMILIES))
 def test_a_resumed_run_has_all_weights(family: str, tmp_path: Path) -> None:
     whole = trainer_of(family, tmp_path / "whole")
     whole.train()
