@@ -33,11 +33,11 @@ class Gradients(ABC):
             All other trainable parameters by name.
     """
 
+    layout: Layout
+
     def __init__(self, shared: Mapping[str, nn.Parameter], heads: Mapping[str, nn.Parameter]):
         self.shared = dict(shared)
         self.heads = dict(heads)
-
-    layout: Layout
 
     def each(
         self, units: Mapping[str, Sequence[str]], batches: Callable[[str], Sequence[Any]], how: How
@@ -160,6 +160,12 @@ class Gradients(ABC):
         if not batches:
             for task in tasks:
                 yield task, self._ended(Passes(0, self._receiver(), self.zero()[1]), how)
+
+    def _reach(self, heads: GradientVector, reached: Sequence[bool]) -> None:
+        """Zeros for the heads that another process has reached: the same ones get a gradient on every process."""
+        for i, (parameter, there) in enumerate(zip(self.heads.values(), reached)):
+            if there and heads.tensors[i] is None:
+                heads.tensors[i] = torch.zeros_like(parameter, dtype=accumulation_dtype(parameter.dtype))
 
     def _reference(self, items: Tensor) -> Tensor:
         """The number of items in whose units a task is back-propagated, given that of the first micro-batch."""

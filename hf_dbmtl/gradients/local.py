@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .base import Gradients
 from .flat import FlatVector, Layout
-from .passes import How, Passes, TaskGradient, contradiction, refuse
+from .passes import How, Passes, TaskGradient, contradiction, refuse, total_loss
 from .receiver import Hooks, Receiver, Receives
 from .vector import GradientVector
 
@@ -63,7 +63,7 @@ class LocalGradients(Gradients):
         mean = passes.losses[0]
         correction = passes.unit / total
         if not transformed:
-            mean = sum(n * loss for n, loss in zip(passes.items, passes.losses) if n > 0) / total
+            mean = total_loss(passes.losses, passes.items) / total
             correction *= how.derivative(task, torch.tensor(mean, dtype=passes.dtype)).item()
         heads = passes.heads.mul_(correction)
         shared.mul_(correction)

@@ -15,7 +15,7 @@ from .receiver import Receives
 from .vector import GradientVector
 
 
-__all__ = ["How", "Passes", "TaskGradient", "contradiction", "refuse"]
+__all__ = ["How", "Passes", "TaskGradient", "contradiction", "refuse", "total_loss"]
 
 
 class Backward(Protocol):
@@ -132,6 +132,11 @@ class Passes:
             numbers = torch.stack([number.to(first) for number in [*self.numbers, reference]]).tolist()
             self.losses, self.items, self.dtype = numbers[:-1:2], numbers[1:-1:2], first.dtype
             self.unit = self.parts * numbers[-1] / loss_scale
+
+
+def total_loss(losses: Sequence[float], items: Sequence[float]) -> float:
+    r"""$\sum n L$, of micro-batches with any items."""
+    return sum(n * loss for n, loss in zip(items, losses) if n > 0)
 
 
 def contradiction(losses: Sequence[float], items: Sequence[float]) -> tuple[float, float] | None:

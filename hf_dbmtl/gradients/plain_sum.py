@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .passes import How, TaskGradient, contradiction, refuse
+from .passes import How, TaskGradient, contradiction, refuse, total_loss
 from .receiver import Hooks, Receives
-from .vector import GradientVector, accumulation_dtype
+from .vector import GradientVector
 
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class PlainSum:
         own = {task: (numbers[::2], numbers[1::2]) for task, numbers in values.items()}
         heads.mul_(factor)
         reached = [*receiver.reached, *(tensor is not None for tensor in heads.tensors)]
-        sums = [sum(n * loss for n, loss in zip(items, losses) if n > 0) for losses, items in own.values()]
+        sums = [total_loss(*found) for found in own.values()]
         wrong = [contradiction(*found) is not None or self._miscounted(task, found[1]) for task, found in own.items()]
         counts = [sum(items) for _, items in own.values()]
         told = [*sums, *counts, *wrong, heads.norm() ** 2, *reached]
@@ -149,13 +149,10 @@ class PlainSum:
         for task, count in all_wrong.items():
             if count > 0:
                 self._refuse(task, *own[task])
-        for i, (parameter, there) in enumerate(zip(gradients.heads.values(), everywhere[len(gradients.shared) :])):
-            if there and heads.tensors[i] is None:  # the same heads get a gradient on every process
-                heads.tensors[i] = torch.zeros_like(parameter, dtype=accumulation_dtype(parameter.dtype))
+        gradients._reach(heads, everywhere[len(gradients.shared) :])
         means = {task: all_sums[task] / count for task, count in all_items.items() if count > 0}
-        if (
-            gradients.layout.world == 1
-        ):  # that of a single micro-batch as it is, not rounded by its product with n and n
+        if gradients.layout.world == 1:
+            # that of a single micro-batch as it is, and not its product with n divided by n
             means |= {task: losses[0] for task, (losses, _) in own.items() if len(losses) == 1}
         return means, all_items, heads_norm
 

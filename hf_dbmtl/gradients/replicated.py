@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from .base import Gradients
 from .flat import FlatVector, Layout
-from .passes import How, Passes, TaskGradient, contradiction, refuse
+from .passes import How, Passes, TaskGradient, contradiction, refuse, total_loss
 from .receiver import Hooks, Receiver, Receives
-from .vector import GradientVector, accumulation_dtype
+from .vector import GradientVector
 
 
 __all__ = ["ReplicatedGradients"]
@@ -96,7 +96,7 @@ class ReplicatedGradients(Gradients):
         passes.heads.mul_(passes.unit)
         reached = [*passes.shared.reached, *(tensor is not None for tensor in passes.heads.tensors)]
         wrong = contradiction(passes.losses, passes.items)
-        summed = sum(n * loss for n, loss in zip(passes.items, passes.losses) if n > 0)
+        summed = total_loss(passes.losses, passes.items)
         numbers = torch.tensor(
             [summed, sum(passes.items), wrong is not None, passes.heads.norm() ** 2, *reached], dtype=torch.float64
         ).to(self.layout.device)
@@ -126,9 +126,7 @@ class ReplicatedGradients(Gradients):
         count = len(self.shared)
         shared = FlatVector(self.layout, pending.piece.mul_(correction), torch.tensor(reached[:count]) > 0)
         heads = passes.heads.mul_(correction)
-        for i, parameter in enumerate(self.heads.values()):  # the same heads get a gradient on every process
-            if reached[count + i] and heads.tensors[i] is None:
-                heads.tensors[i] = torch.zeros_like(parameter, dtype=accumulation_dtype(parameter.dtype))
+        self._reach(heads, [number > 0 for number in reached[count:]])
         return TaskGradient(mean, items, shared, heads, shared.norm() if how.norms else None, heads_norm)
 
     def zero(self) -> tuple[FlatVector, GradientVector]:
