@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 import datasets
-import torch
 
 from .collators import LABEL_COLUMNS, check_alignment
+from .streams import is_stream
 from .tasks import Task
 
 
@@ -123,7 +123,7 @@ def check_dataset(
         `ValueError`: for a dataset without rows, without inputs or without labels, or with impossible ones.
     """
     which = f"{unit}: its {split} dataset"
-    stream = isinstance(dataset, (torch.utils.data.IterableDataset, datasets.IterableDataset))
+    stream = is_stream(dataset)
     if stream and split == "train":
         if isinstance(dataset, datasets.IterableDataset) and dataset.column_names is not None:
             _check_inputs(which, unit, dataset.column_names, columns)

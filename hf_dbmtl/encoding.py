@@ -11,6 +11,8 @@ from transformers import PreTrainedTokenizerBase
 __all__ = ["encode_choices", "encode_questions", "encode_words"]
 
 MISSING = -100
+# Tokens of a window of a long text, and those that two have in common.
+LONGEST, STRIDE = 384, 128
 
 
 def encode_words(
@@ -130,8 +132,8 @@ def encode_questions(
     context: str = "context",
     answers: str = "answers",
     example: str = "id",
-    max_length: int = 384,
-    stride: int = 128,
+    max_length: int = LONGEST,
+    stride: int = STRIDE,
 ) -> dict[str, list]:
     """
     Tokenizes questions with the texts that hold their answers, for [`QuestionAnswering`]; a long text becomes several rows,

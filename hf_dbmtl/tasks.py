@@ -26,7 +26,7 @@ __all__ = [
     "task_from_dict",
 ]
 
-_KINDS: dict[str, type[Task]] = {
+KINDS: dict[str, type[Task]] = {
     cls.kind: cls
     for cls in (
         Classification,
@@ -55,10 +55,10 @@ def task_from_dict(values: dict[str, Any]) -> Task:
         raise TypeError(f"a task is a dict like {Classification(2).to_dict()}, got {short(values)}.")
     options = dict(values)
     kind = options.pop("kind", None)
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise ValueError(f"unknown kind of task {short(kind)}{nearest(kind, list(_KINDS))}")
-    known = [field.name for field in fields(_KINDS[kind])]
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"unknown kind of task {short(kind)}{nearest(kind, list(KINDS))}")
+    known = [field.name for field in fields(KINDS[kind])]
     for name in options:
         if name not in known:
             raise ValueError(f"unknown field {short(name)} of a {kind} task{nearest(name, known)}")
-    return _KINDS[kind](**options)
+    return KINDS[kind](**options)

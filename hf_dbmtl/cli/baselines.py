@@ -38,8 +38,8 @@ def baseline(name: str, task: Task, column: str, train: Any, judged: Any) -> dic
             The rows to evaluate on.
 
     Returns:
-        `dict[str, float]`: the metrics. None where there are no labels, of data that are streamed, and for questions, masked tokens and maps of pixels,
-        of which all would have to be in memory at once.
+        `dict[str, float]`: the metrics. None where there are no labels, of data that are streamed, and for questions, masked
+        tokens and maps of pixels, of which all would have to be in memory at once.
 
     Raises:
         [`CommandError`]: a main metric that the kind does not have.

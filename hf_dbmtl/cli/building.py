@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from datasets import IterableDataset
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -20,6 +21,7 @@ from transformers.utils import logging
 from hf_dbmtl_cli import CommandError
 
 from ..configuration import MultiTaskConfig
+from ..data import JointBatchSampler, rows_per_step
 from ..modeling import MultiTaskModel
 from ..trainer import MultiTaskTrainer
 from ..training_args import MultiTaskTrainingArguments
@@ -29,7 +31,7 @@ from .preparation import Data, load_data
 from .settings import TrainSettings
 
 
-__all__ = ["load_tokenizer", "longest_input", "make_trainer", "prepare"]
+__all__ = ["load_tokenizer", "longest_input", "make_trainer", "prepare", "steps"]
 
 NO_LIMIT = 1_000_000  # tokenizers that know of no limit name a much larger number
 
@@ -128,3 +130,18 @@ def make_trainer(
         )
     except (OSError, TypeError, ValueError) as error:  # they name the task, the value and the remedy
         raise CommandError(str(error)) from error
+
+
+def steps(data: Data, args: MultiTaskTrainingArguments) -> tuple[dict[str, int], int]:
+    """The rows of each task, or of its group, in an optimizer step, and the steps of an epoch, 0 where nobody knows."""
+    parts = args.gradient_accumulation_steps * args.world_size
+    per_task: Any = args.per_task_batch_size
+    if any(isinstance(rows, IterableDataset) for rows in data.train.values()):  # mixed equally, until max_steps
+        sizes = dict.fromkeys(data.train, 1)
+        return rows_per_step(sizes, args.train_batch_size, parts, per_task_batch_size=per_task), 0
+    sizes = {name: len(rows) for name, rows in data.train.items()}
+    rows = rows_per_step(sizes, args.train_batch_size, parts, args.mixing, args.mixing_temperature, per_task)
+    sampler = JointBatchSampler(
+        sizes, rows, parts, stopping_strategy=args.stopping_strategy, drop_last=args.dataloader_drop_last
+    )
+    return rows, sampler.steps

@@ -7,43 +7,15 @@ from typing import TYPE_CHECKING
 
 from hf_dbmtl_cli import CommandError
 
-from ..tasks import (
-    Classification,
-    DepthEstimation,
-    MaskedLanguageModeling,
-    MultiLabelClassification,
-    MultipleChoice,
-    QuestionAnswering,
-    Regression,
-    SemanticSegmentation,
-    SurfaceNormals,
-    Task,
-    TokenClassification,
-)
+from ..tasks import KINDS
 
 
 if TYPE_CHECKING:
     from .settings import TaskSettings
 
-__all__ = ["DENSE", "KINDS", "as_list", "check_kind", "columns_of_labels", "columns_of_texts"]
+__all__ = ["DENSE", "as_list", "check_kind", "columns_of_labels", "columns_of_texts"]
 
-CLASSES: dict[str, type[Task]] = {
-    cls.kind: cls
-    for cls in (
-        Classification,
-        MultiLabelClassification,
-        Regression,
-        TokenClassification,
-        QuestionAnswering,
-        MultipleChoice,
-        MaskedLanguageModeling,
-        SemanticSegmentation,
-        DepthEstimation,
-        SurfaceNormals,
-    )
-}
-KINDS = tuple(CLASSES)
-DENSE = tuple(kind for kind, cls in CLASSES.items() if cls.dense)
+DENSE = tuple(kind for kind, cls in KINDS.items() if cls.dense)
 # The settings of single kinds.
 OWN = {
     "choices": "multiple_choice",
@@ -75,7 +47,7 @@ def columns_of_texts(kind: str, given: str | Sequence[str] | None, labels: Seque
 
 def columns_of_labels(kind: str, given: str | Sequence[str] | None) -> list[str]:
     """The columns of the labels; none where a task makes them of its inputs."""
-    if CLASSES[kind].self_supervised:
+    if KINDS[kind].self_supervised:
         return []
     if given is not None:
         return as_list(given)
@@ -97,7 +69,7 @@ def check_kind(where: str, task: TaskSettings, image: str | None) -> None:
     Raises:
         [`CommandError`]: it names the file, the setting and the remedy.
     """
-    kind, cls = task.kind, CLASSES[task.kind]
+    kind, cls = task.kind, KINDS[task.kind]
     for name, owner in OWN.items():
         if getattr(task, name) is not None and kind != owner:
             raise CommandError(f"{where}{name}: it is a setting of {owner}, and this is {kind}: leave it out.")

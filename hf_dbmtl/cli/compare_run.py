@@ -9,16 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from transformers.trainer_utils import IntervalStrategy
 
 from ..conflicts import ConflictCallback
-from ..data import JointBatchSampler, rows_per_step
 from ..step_cost import StepCostCallback
 from ..trainer import MultiTaskTrainer
 from ..training_args import MultiTaskTrainingArguments
 from ..units import Unit
-from .building import make_trainer, prepare
+from .building import make_trainer, prepare, steps
 from .compare_plan import CONFIG, RESULT, write_atomically
 from .config import read_config
 from .preparation import Data
@@ -76,17 +75,11 @@ def alone(task: str, args: MultiTaskTrainingArguments, data: Data) -> tuple[Mult
     rows in each, and evaluations as often; an epoch of its own data would be shorter.
     """
     parts = args.gradient_accumulation_steps * args.world_size
-    streamed = any(isinstance(rows, IterableDataset) for rows in data.train.values())  # mixed equally
-    sizes = {name: 1 if streamed else len(rows) for name, rows in data.train.items()}
-    per_task: Any = args.per_task_batch_size
-    joint = rows_per_step(sizes, args.train_batch_size, parts, args.mixing, args.mixing_temperature, per_task)
-    epoch = JointBatchSampler(
-        sizes, joint, parts, stopping_strategy=args.stopping_strategy, drop_last=args.dataloader_drop_last
-    ).steps
-    epoch = args.max_steps if streamed else epoch
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+    joint, epoch = steps(data, args)
+    epoch = epoch or args.max_steps  # of what is streamed nobody knows
+    wanted = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
     (unit,) = (name for name, one in data.units.items() if task in one)
-    changes: dict[str, Any] = {"max_steps": steps, "per_task_batch_size": {task: max(1, round(joint[unit] / parts))}}
+    changes: dict[str, Any] = {"max_steps": wanted, "per_task_batch_size": {task: max(1, round(joint[unit] / parts))}}
     for what in ("eval", "save", "logging"):
         if getattr(args, f"{what}_strategy") == IntervalStrategy.EPOCH:
             changes |= {f"{what}_strategy": IntervalStrategy.STEPS, f"{what}_steps": epoch}

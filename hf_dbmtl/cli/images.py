@@ -37,23 +37,20 @@ def encode_images(
             What turns the label columns into labels, by the column that these go to.
     """
     maps = {into: reader for into, reader in readers.items() if isinstance(reader, MapReader)}
+    others = {into: reader for into, reader in readers.items() if not isinstance(reader, MapReader)}
+    named = ", ".join(reader.name for reader in readers.values())
     if isinstance(rows, IterableDataset):
-        others = {into: reader for into, reader in readers.items() if not isinstance(reader, MapReader)}
-        pixels = Pixels(processor, column, ", ".join(reader.name for reader in readers.values()), maps, others)
+        pixels = Pixels(processor, column, named, maps, others)
         return rows.cast_column(column, Image()).map(
             pixels, batched=True, batch_size=STREAMED, remove_columns=rows.column_names
         )
-    labels = {
-        into: reader(rows.select_columns(reader.columns)[:])
-        for into, reader in readers.items()
-        if not isinstance(reader, MapReader)
-    }
+    labels = {into: reader(rows.select_columns(reader.columns)[:]) for into, reader in others.items()}
     if not isinstance(rows.features[column], Image):
         rows = rows.cast_column(column, Image())
     rows = rows.select_columns([column, *dict.fromkeys(reader.column for reader in maps.values())])
     for into, of_rows in labels.items():
         rows = rows.add_column(into, of_rows)
-    made = rows.with_transform(Pixels(processor, column, ", ".join(reader.name for reader in readers.values()), maps))
+    made = rows.with_transform(Pixels(processor, column, named, maps))
     for into, reader in maps.items():  # a map that is none shows before the model is made
         reader.check(made[0][into])
     return made

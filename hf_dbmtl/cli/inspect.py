@@ -15,17 +15,16 @@ from torch import nn
 from hf_dbmtl_cli import CommandError
 
 from ..balancing import Balancer, NormWeighting
-from ..data import JointBatchSampler, rows_per_step
 from ..gradients import split_parameters
 from ..metrics import main_metric
 from ..tasks import Task
 from ..training_args import MultiTaskTrainingArguments
-from .building import make_trainer, prepare
+from .building import make_trainer, prepare, steps
 from .config import read_config
 from .preparation import Data
 
 
-__all__ = ["balancer_memory", "run", "steps"]
+__all__ = ["balancer_memory", "run"]
 
 
 def run(given: argparse.Namespace) -> None:
@@ -62,21 +61,6 @@ def run(given: argparse.Namespace) -> None:
     }.items():
         summary.add_row(name, value)
     console.print(summary)
-
-
-def steps(data: Data, args: MultiTaskTrainingArguments) -> tuple[dict[str, int], int]:
-    """The rows of each task, or of its group, in an optimizer step, and the steps of an epoch, 0 where nobody knows."""
-    parts = args.gradient_accumulation_steps * args.world_size
-    if any(isinstance(rows, IterableDataset) for rows in data.train.values()):  # mixed equally, until max_steps
-        sizes = dict.fromkeys(data.train, 1)
-        return rows_per_step(sizes, args.train_batch_size, parts, per_task_batch_size=args.per_task_batch_size), 0  # type: ignore[arg-type]
-    sizes = {name: len(rows) for name, rows in data.train.items()}
-    per_task: Any = args.per_task_batch_size
-    rows = rows_per_step(sizes, args.train_batch_size, parts, args.mixing, args.mixing_temperature, per_task)
-    sampler = JointBatchSampler(
-        sizes, rows, parts, stopping_strategy=args.stopping_strategy, drop_last=args.dataloader_drop_last
-    )
-    return rows, sampler.steps
 
 
 def balancer_memory(balancer: Balancer, tasks: int, size: int) -> int:

@@ -7,7 +7,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..configuration import POOLINGS
-from .columns import KINDS, as_list, columns_of_labels, columns_of_texts
+from ..tasks import KINDS
+from .columns import as_list, columns_of_labels, columns_of_texts
 from .values import alternatives
 
 
@@ -99,7 +100,7 @@ class GroupSettings:
 class TaskSettings:
     """A task and its data."""
 
-    kind: str = _setting("What is predicted.", MISSING, KINDS)
+    kind: str = _setting("What is predicted.", MISSING, tuple(KINDS))
     dataset: DatasetSettings | None = _setting("Where the data come from. Required without `group`.")
     group: str | None = _setting(
         "The group, among `groups`, whose rows are the task's, in place of a dataset of its own."

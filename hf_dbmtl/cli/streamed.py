@@ -15,6 +15,8 @@ from .settings import DatasetSettings, TaskSettings, TrainSettings
 __all__ = ["BATCH", "check_streamed", "first_rows", "head", "shuffled"]
 
 BUFFER = 1000  # rows among which the next is drawn, as `datasets` has it
+# Kinds whose labels may be names.
+NAMED = ("classification", "token_classification", "multi_label_classification", "multiple_choice")
 BATCH = 100  # rows that are tokenized at once: a run that goes on begins with the first of these
 
 
@@ -81,23 +83,16 @@ def head(name: str, settings: TaskSettings, rows: IterableDataset) -> Dataset:
     Raises:
         [`CommandError`]: labels that only all rows would tell.
     """
-    columns, named = settings.labels, settings.label_names is not None
+    columns, kind = settings.labels, settings.kind
     leaf: Any = rows.features[columns[0]] if columns else None
     while isinstance(leaf, (List, LargeList)):
         leaf = leaf.feature
+    if settings.label_names is not None or len(columns) != 1 or isinstance(leaf, ClassLabel):
+        return first_rows(rows, 1)
     text = isinstance(leaf, Value) and "string" in leaf.dtype
-    counted = settings.kind in ("classification", "token_classification") and settings.num_labels is None
-    if (
-        settings.kind in ("regression", "question_answering")
-        or len(columns) != 1
-        or isinstance(leaf, ClassLabel)
-        or named
-    ):
-        text = counted = False
-    if counted or (
-        text
-        and settings.kind in ("multi_label_classification", "multiple_choice", "classification", "token_classification")
-    ):
+    unnamed = text and kind in NAMED
+    uncounted = settings.num_labels is None and kind in ("classification", "token_classification")
+    if unnamed or uncounted:
         raise CommandError(
             f"Task '{name}': its data are streamed, and its labels not known before all have been read: give "
             f"{'label_names' if text else 'num_labels, or label_names'}."

@@ -7,16 +7,11 @@ from typing import Any
 
 from hf_dbmtl_cli import CommandError
 
-from ..encoding import encode_choices, encode_questions
+from ..encoding import LONGEST, STRIDE, encode_choices, encode_questions
 from .labels import LabelReader
 
 
 __all__ = ["check_texts", "choices_of_rows", "positions_of_rows", "windows_of_rows"]
-
-LONGEST, STRIDE = (
-    384,
-    128,
-)  # tokens of a window of a long text, and those that two have in common; as in `encode_questions`
 
 
 def windows_of_rows(
