@@ -14,6 +14,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from ..conflicts import ConflictCallback
 from ..step_cost import StepCostCallback
+from ..streams import is_stream
 from ..trainer import MultiTaskTrainer
 from ..training_args import MultiTaskTrainingArguments
 from ..units import Unit
@@ -48,7 +49,8 @@ def run_one(folder: str, task: str | None = None, keep_model: bool = False) -> N
         args, data = alone(task, args, data)
     cost = StepCostCallback()
     trainer = make_trainer(settings, args, tokenizer, data, callbacks=[cost])
-    if len(data.tasks) > 1:
+    streamed = any(map(is_stream, data.train.values()))  # the callback draws rows by number
+    if len(data.tasks) > 1 and not streamed:
         trainer.add_callback(ConflictCallback(trainer, every=1 / MEASUREMENTS))
     trainer.train()
     if keep_model:

@@ -113,3 +113,34 @@ def test_a_buffer_of_what_is_not_streamed(tmp_path):
     path.write_text("model_name_or_path: e\ntasks: {t: {kind: regression, dataset: {path: a.csv, buffer_size: 5}}}\n")
     with pytest.raises(CommandError, match="tasks.t.dataset.buffer_size: it is a setting of streaming: true"):
         read_config(str(path), ["--use_cpu"])
+
+
+def test_compare(encoder, files, folder, capsys):
+    """As many steps of each task alone as of all; conflicts are not measured, whose rows are drawn by number."""
+    Path("compared.yaml").write_text(
+        """
+        model_name_or_path: encoder
+        output_dir: compared
+        use_cpu: true
+        max_steps: 3
+        learning_rate: 0.01
+        per_device_train_batch_size: 4
+        tasks:
+          feeling:
+            kind: classification
+            dataset: {data_files: {train: sst.csv, eval: sst.csv}, streaming: true}
+            text: sentence
+            label: feeling
+            label_names: [negative, positive]
+          score:
+            kind: regression
+            dataset: {data_files: {train: scores.jsonl, eval: scores.jsonl}, streaming: true}
+            label: score
+        """
+    )
+    main(["compare", "compared.yaml", "--balancers", "ew", "--seeds", "1"])
+    assert "conflicts.png" not in capsys.readouterr().out
+    runs = Path("compared/compare/runs")
+    for path in ("ew", "single-task/feeling", "single-task/score"):
+        result = json.loads((runs / path / "seed-42/result.json").read_text())
+        assert result["steps"] == 3 and result["metrics"]
