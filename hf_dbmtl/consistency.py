@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -68,12 +69,12 @@ class ConsistencyCheck(TrainerCallback):
     """
 
     def __init__(self, trainer: MultiTaskTrainer):
-        self.trainer = trainer
+        self._trainer = weakref.proxy(trainer)  # which holds this: dropped, it is to go at once, with its memory
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.world_size == 1:
             return
-        trainer = self.trainer
+        trainer = self._trainer
         found = {"the number of steps": state.max_steps, "their first step": state.global_step}
         found["the names and the order of the tasks"] = zlib.crc32(repr(list(trainer.tasks)).encode())
         found["the names of the parameters"] = zlib.crc32(repr(list(trainer.gradients.shared)).encode())
@@ -97,7 +98,7 @@ class ConsistencyCheck(TrainerCallback):
             self._check_state()
 
     def _check_state(self) -> None:
-        trainer = self.trainer
+        trainer = self._trainer
         found = {
             f"the parameter '{name}'": fingerprint(parameter)
             for name, parameter in trainer.model.named_parameters()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
@@ -171,6 +173,24 @@ def test_other_datasets(evaluated: SimpleNamespace, tmp_path: Path) -> None:
     expected = [one_batch(evaluated.trainer, other, task).loss for task in ("tags", "score")]
     assert overridden["eval_loss"] == pytest.approx(fmean(expected), rel=1e-12)
     assert same_numbers(evaluated.trainer.evaluate(), evaluated.metrics)
+
+
+@pytest.mark.parametrize("how", ["evaluated", "trained", "held by itself"])
+def test_a_trainer_that_is_dropped_is_gone(how: str, tmp_path: Path) -> None:
+    """With its model's memory and its workers, as the stock one is, and not when the garbage is next collected."""
+    trainer = make_trainer(tmp_path, data=tiny_data(rows=8), train_dataset=tiny_data(rows=8), max_steps=1)
+    if how == "trained":
+        trainer.train()
+    trainer.evaluate()
+    if how == "held by itself":  # the control
+        trainer.own = trainer
+    gone = weakref.ref(trainer)
+    gc.disable()
+    try:
+        del trainer
+        assert (gone() is None) == (how != "held by itself")
+    finally:
+        gc.enable()
 
 
 def test_other_datasets_with_workers_that_persist(evaluated: SimpleNamespace, tmp_path: Path) -> None:
