@@ -115,6 +115,7 @@ def test_a_buffer_of_what_is_not_streamed(tmp_path):
         read_config(str(path), ["--use_cpu"])
 
 
+@pytest.mark.slow
 def test_compare(encoder, files, folder, capsys):
     """As many steps of each task alone as of all; conflicts are not measured, whose rows are drawn by number."""
     Path("compared.yaml").write_text(

@@ -15,8 +15,7 @@ SHARDED = tuple(
     for name in ("users_module", "partly_whole", "skipped_step", "other_arguments", "own_checkpointing")
 )
 EXCHANGE = tuple(
-    f"exchange_scenarios:{name}"
-    for name in ("counted", "averaged_buffers", "evaluated", "poisoned", "come_apart", "compiled:ddp")
+    f"exchange_scenarios:{name}" for name in ("counted", "averaged_buffers", "evaluated", "poisoned", "come_apart")
 )
 STREAMS = tuple(f"stream_scenarios:{run}" for run in ("run:ddp", "run:fsdp", "run:ddp:2"))
 PARTS: dict[str, tuple[str, ...]] = {

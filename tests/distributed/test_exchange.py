@@ -142,13 +142,9 @@ def test_processes_that_come_apart(pair: Group) -> None:
     assert one["drift"].startswith("The processes of this run differ in the parameter 'heads.topic.linear.bias'.")
 
 
-def test_compiled(pair: Group) -> None:
-    for outcome in pair.of("exchange_scenarios:compiled:ddp"):
-        assert outcome["compiled"] and outcome["distance"] < 1e-10
-
-
 @pytest.mark.slow
-def test_compiled_and_sharded(tmp_path: Path) -> None:
-    name = "exchange_scenarios:compiled:fsdp"
-    for outcome in started(W, tmp_path / "compiled", [name]).of(name):
+def test_compiled(tmp_path: Path) -> None:
+    names = [f"exchange_scenarios:compiled:{layout}" for layout in ("ddp", "fsdp")]
+    group = started(W, tmp_path / "compiled", names)
+    for outcome in (*group.of(names[0]), *group.of(names[1])):
         assert outcome["compiled"] and outcome["distance"] < 1e-10

@@ -46,6 +46,7 @@ def test_the_table_is_the_same_every_time_and_has_gaps() -> None:
         assert len(set(known)) > 1
 
 
+@pytest.mark.slow
 def test_it_trains(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(EXAMPLE / "train.py"), "--tiny", "--output_dir", str(tmp_path)],
