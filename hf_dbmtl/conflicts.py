@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,18 +56,19 @@ class ConflictCallback(TrainerCallback):
                 "Conflicts are measured on rows drawn from the training sets by number, and these have no length: leave "
                 "ConflictCallback (conflict_steps) out."
             )
-        self.trainer, self.every, self.rows = trainer, every, rows
+        self.every, self.rows = every, rows
+        self._trainer = weakref.proxy(trainer)  # which holds this: dropped, it is to go at once
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         every = self.every if self.every >= 1 else max(1, round(self.every * state.max_steps))
         if state.global_step % every:
             return
         for (one, other), cosine in self.cosines().items():
-            self.trainer.step_log.add(f"{one}/{other}", cosine=cosine)
+            self._trainer.step_log.add(f"{one}/{other}", cosine=cosine)
 
     def cosines(self) -> dict[tuple[str, str], float]:
         """The cosines now, by pair of tasks, in the order of the tasks; 0 where a gradient is. None of a frozen encoder."""
-        trainer = self.trainer
+        trainer = self._trainer
         if not trainer.gradients.shared:  # a frozen encoder
             return {}
         module = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=True)
@@ -83,7 +85,7 @@ class ConflictCallback(TrainerCallback):
         return {(one, other): (unit[one] @ unit[other]).item() for one, other in pairs}
 
     def _gradients(self, module: nn.Module, unit: Unit) -> Iterator[tuple[str, Tensor]]:
-        trainer = self.trainer
+        trainer = self._trainer
         dataset = trainer.train_dataset[unit.name]
         draw = np.random.default_rng([trainer.args.seed, trainer.state.global_step])
         rows = draw.choice(len(dataset), min(self.rows, len(dataset)), replace=False).tolist()

@@ -169,7 +169,7 @@ class _Reader:
         """The rows from the first on, in the order of the epoch."""
         self.rewind()
         self._set_epoch()
-        return iter(self.dataset)
+        yield from self.dataset
 
     def rewind(self) -> None:
         """Lets the next `iter()` of the dataset begin where the first did."""
@@ -180,12 +180,17 @@ class _Reader:
         """The rows from where a checkpoint was."""
         if _has_buffer(self.dataset):  # whose content no state tells: the rows before are read again
             rows = self._opened()
-            for _ in range(self.row):
-                next(rows)
-            return rows
+            for read in range(self.row):
+                if next(rows, rows) is rows:
+                    raise ValueError(
+                        f"{self.which}: the checkpoint was saved behind row {self.row} of its dataset, which now ends after "
+                        f"{read}. Resume with the dataset of the run that was saved."
+                    )
+            yield from rows
+            return
         self._set_epoch()
         self.dataset.load_state_dict(self.state)
-        return iter(self.dataset)
+        yield from self.dataset
 
     def _set_epoch(self) -> None:
         set_epoch = getattr(self.dataset, "set_epoch", None)  # the hook that the Trainer looks for

@@ -17,7 +17,7 @@ from helpers import TASKS, arguments, tiny_data, tiny_model
 from torch import Tensor, nn
 from transformers import EvalPrediction, TrainerCallback
 
-from hf_dbmtl import Classification, MultiTaskTrainer
+from hf_dbmtl import Classification, ConflictCallback, MultiTaskTrainer
 from hf_dbmtl.metrics import main_metric
 
 
@@ -175,11 +175,13 @@ def test_other_datasets(evaluated: SimpleNamespace, tmp_path: Path) -> None:
     assert same_numbers(evaluated.trainer.evaluate(), evaluated.metrics)
 
 
-@pytest.mark.parametrize("how", ["evaluated", "trained", "held by itself"])
+@pytest.mark.parametrize("how", ["evaluated", "trained", "its conflicts measured", "held by itself"])
 def test_a_trainer_that_is_dropped_is_gone(how: str, tmp_path: Path) -> None:
     """With its model's memory and its workers, as the stock one is, and not when the garbage is next collected."""
     trainer = make_trainer(tmp_path, data=tiny_data(rows=8), train_dataset=tiny_data(rows=8), max_steps=1)
-    if how == "trained":
+    if how == "its conflicts measured":
+        trainer.add_callback(ConflictCallback(trainer, every=1))
+    if how in ("trained", "its conflicts measured"):
         trainer.train()
     trainer.evaluate()
     if how == "held by itself":  # the control

@@ -209,6 +209,24 @@ def test_a_stream_without_rows(tmp_path: Path) -> None:
         run(tmp_path, data | {"score": Once()})
 
 
+def test_a_stream_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    class Vanished(IterableDataset):
+        def __iter__(self) -> Iterator[dict]:
+            raise FileNotFoundError("shard-3 is gone")
+
+    with pytest.raises(OSError, match="Task 'score': a row of its dataset cannot be read: shard-3 is gone"):
+        run(tmp_path, STREAMS["plain"]() | {"score": Vanished()})
+
+
+def test_resuming_with_fewer_rows_is_refused(tmp_path: Path) -> None:
+    run(tmp_path / "whole", buffered())
+    checkpoint = tmp_path / "whole" / "checkpoint-4"
+    behind = json.loads((checkpoint / "streams.json").read_text())["streams"]["tags"]["row"]
+    shorter = sized()["tags"].select(range(behind - 1)).to_iterable_dataset().shuffle(seed=3, buffer_size=6)
+    with pytest.raises(ValueError, match=f"Task 'tags': .* saved behind row {behind} .* now ends after {behind - 1}"):
+        run(tmp_path / "resumed", buffered() | {"tags": shorter}, checkpoint)
+
+
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_processes_share_the_steps(processes: int) -> None:
     """One process with all rows, or several that each keep theirs: no row twice, and the same in a step."""

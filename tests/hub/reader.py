@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.modules["hf_dbmtl"] = None  # an import of it raises ImportError, wherever it is installed
 
+from pictures import picture, plain  # noqa: E402
 from transformers import AutoModel, AutoTokenizer, pipeline  # noqa: E402
 
 
@@ -34,6 +35,9 @@ def main(target: str, first_commit: str, texts: list[str]) -> None:
     found["early bias"] = early.heads["stars"].linear.bias.tolist()
     sharded = AutoModel.from_pretrained("me/alone", trust_remote_code=True)
     found["alone"] = {name: value.flatten().tolist() for name, value in sharded.state_dict().items()}
+    ask = pipeline("multi-task", model="me/images", trust_remote_code=True, device="cpu")
+    found["image processor"] = type(ask.image_processor).__name__
+    found["image answers"] = [plain(answer) for answer in ask([picture(8), picture(9)], batch_size=2)]
     Path(target).write_text(json.dumps(found))
 
 

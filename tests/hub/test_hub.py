@@ -102,6 +102,20 @@ def test_what_is_pulled_without_the_package_is_what_was_pushed(
     assert {one["topic"]["label"] for one in pulled["answers"]} <= {"sport", "trade"}
 
 
+def test_a_model_of_images_answers_as_it_did(published: tuple[Hub, Path], pulled: dict[str, Any]) -> None:
+    hub, folder = published
+    ((_, files),) = commits(hub, "me/images")
+    assert not (CODE | WEIGHTS | {"preprocessor_config.json", "README.md"}) - files.keys()
+    assert "AutoImageProcessor" in files["README.md"].decode()
+    expected = json.loads((folder / "images.json").read_text())
+    assert pulled["image processor"].startswith("ViTImageProcessor")
+    for answer, wanted in zip(pulled["image answers"], expected, strict=True):
+        assert answer["animal"]["label"] == wanted["animal"]["label"]
+        assert answer["animal"]["score"] == pytest.approx(wanted["animal"]["score"], abs=1e-6)
+        assert answer["ground"] == wanted["ground"] and answer["labels"] == wanted["labels"]
+    assert expected[0]["animal"]["score"] != expected[1]["animal"]["score"]  # it looks at the image
+
+
 def test_the_first_push_loads_too(pulled: dict[str, Any]) -> None:
     """In the middle of the training: with the weights of that time."""
     assert pulled["early tasks"] == ["topic", "stars"]
