@@ -124,13 +124,17 @@ class MultiTaskModel(AdapterMixin, PreTrainedModel):
         the dtype of the checkpoint, and a bfloat16 one would train in bfloat16. Weights are read from safetensors only.
 
         Raises:
-            `ValueError`: weights that are damaged or do not fit the configuration, or one that describes no model.
+            `ValueError`: weights that are damaged or do not fit the configuration, or one that describes no model; names
+                of weights that are not the model's while some of its own are missing, which transformers would make up.
         """
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
         kwargs.setdefault("use_safetensors", True)
+        wants_info = kwargs.pop("output_loading_info", False)
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
         except torch.OutOfMemoryError:
             raise
         except _DAMAGED as error:
@@ -139,6 +143,14 @@ class MultiTaskModel(AdapterMixin, PreTrainedModel):
                 f"does not describe them ({type(error).__name__}: {' '.join(str(error).split())[:500]}). Fetch it again, or "
                 "ask who made it."
             ) from error
+        missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        if missing and unexpected:
+            raise ValueError(
+                f"The model '{pretrained_model_name_or_path}' cannot be loaded: its weights lack {_some(missing)}, and hold "
+                f"{_some(unexpected)}, which config.json does not describe. Fetch it again, or ask who made it; a task or a "
+                "part that was renamed by hand has to be renamed in both."
+            )
+        return (model, info) if wants_info else model
 
     def _move_missing_keys_from_meta_to_device(self, missing_keys: Any, *args: Any, **kwargs: Any) -> None:
         """Before transformers makes up what the checkpoint lacks, or holds in another shape: there must not be much."""
@@ -305,6 +317,10 @@ class MultiTaskModel(AdapterMixin, PreTrainedModel):
         if task not in self.tasks:
             raise ValueError(f"Unknown task {task!r}: this model has {', '.join(map(repr, self.tasks))}.")
         return task
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _by_name(task: Any, names: list[str], labels: Any) -> dict[str, Tensor]:

@@ -88,11 +88,12 @@ def test_a_header_that_is_none(length: int, saved: Path) -> None:
 
 
 def test_any_flipped_bit_of_the_header(saved: Path) -> None:
-    """It loads to the same shapes, or the error is ours. (In a number nothing can tell; in a checkpoint its sum does.)"""
+    """It loads to the same weights, or the error is ours. (In a number nothing can tell; in a checkpoint its sum does.)"""
     path = saved / "model.safetensors"
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     generator, refused = torch.Generator().manual_seed(0), 0
+    whole = flat(tiny_model(dtype=torch.float32).parameters())
     for bit in torch.randint(8 * (8 + length), (60,), generator=generator).tolist():
         broken = bytearray(content)
         broken[bit // 8] ^= 1 << bit % 8
@@ -103,8 +104,31 @@ def test_any_flipped_bit_of_the_header(saved: Path) -> None:
             refused += 1
             assert "cannot be loaded" in str(error)
         else:
-            assert [p.shape for p in loaded.parameters()] == [p.shape for p in tiny_model().parameters()]
+            assert torch.equal(flat(loaded.parameters()), whole)
     assert refused > 30
+
+
+def test_a_changed_name_is_no_reason_to_make_weights_up(saved: Path) -> None:
+    path = saved / "model.safetensors"
+    weights = load_file(path)
+    weights["heads.tropic.linear.bias"] = weights.pop("heads.topic.linear.bias")
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ValueError, match="lack 'heads.topic.linear.bias', and hold 'heads.tropic.linear.bias'"):
+        AutoModel.from_pretrained(saved)
+
+
+def test_weights_too_many_or_too_few_alone_load(saved: Path) -> None:
+    """As with any model of transformers, which reports them: another task in config.json, or one that was taken out of it."""
+    path = saved / "model.safetensors"
+    weights = load_file(path)
+    save_file({**weights, "more": torch.ones(1)}, path, {"format": "pt"})
+    loaded, info = MultiTaskModel.from_pretrained(saved, output_loading_info=True)
+    assert torch.equal(flat(loaded.parameters()), flat(tiny_model(dtype=torch.float32).parameters()))
+    assert set(info["unexpected_keys"]) == {"more"} and not info["missing_keys"]
+    del weights["heads.topic.linear.bias"]
+    save_file(weights, path, {"format": "pt"})
+    _, info = MultiTaskModel.from_pretrained(saved, output_loading_info=True)
+    assert set(info["missing_keys"]) == {"heads.topic.linear.bias"}
 
 
 # ---- the configuration
