@@ -132,7 +132,7 @@ class MultiTaskModel(AdapterMixin, PreTrainedModel):
         kwargs.setdefault("use_safetensors", True)
         wants_info = kwargs.pop("output_loading_info", False)
         try:
-            model, info = super().from_pretrained(
+            loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
             )
         except torch.OutOfMemoryError:
@@ -143,14 +143,14 @@ class MultiTaskModel(AdapterMixin, PreTrainedModel):
                 f"does not describe them ({type(error).__name__}: {' '.join(str(error).split())[:500]}). Fetch it again, or "
                 "ask who made it."
             ) from error
-        missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        missing, unexpected = (sorted(loaded[1][f"{which}_keys"]) for which in ("missing", "unexpected"))
         if missing and unexpected:
             raise ValueError(
                 f"The model '{pretrained_model_name_or_path}' cannot be loaded: its weights lack {_some(missing)}, and hold "
                 f"{_some(unexpected)}, which config.json does not describe. Fetch it again, or ask who made it; a task or a "
                 "part that was renamed by hand has to be renamed in both."
             )
-        return (model, info) if wants_info else model
+        return loaded if wants_info else loaded[0]
 
     def _move_missing_keys_from_meta_to_device(self, missing_keys: Any, *args: Any, **kwargs: Any) -> None:
         """Before transformers makes up what the checkpoint lacks, or holds in another shape: there must not be much."""
