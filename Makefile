@@ -15,7 +15,7 @@ digits: $(VENV)/demo
 	$(RUN) examples/digits/train.py --output_dir outputs/digits
 
 # the examples' runs in full, and their cards into model_cards/
-cards: card-digits card-python_functions
+cards: card-digits card-molecules card-python_functions
 
 card-%: $(VENV)/demo
 	$(RUN) examples/$*/train.py --output_dir outputs/$*

@@ -1,6 +1,6 @@
 """
 Molecules (SMILES strings) to twelve properties, four in ten labels missing: all tasks share their rows, so that the encoder, a
-small BERT that starts at random, reads every batch once for all of them.
+small BERT that starts at random, reads every batch once for all of them. Leaves the model with its card and picture.
 
     python examples/molecules/train.py            # minutes on two cores
     python examples/molecules/train.py --tiny     # seconds
@@ -9,12 +9,17 @@ small BERT that starts at random, reads every batch once for all of them.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from smiles import CLASSES, REGRESSIONS, TOKEN, build, tokens
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
 
 from hf_dbmtl import Classification, MultiTaskModel, MultiTaskTrainer, MultiTaskTrainingArguments, Regression
+from hf_dbmtl.card_from_trainer import content_from_trainer
+from hf_dbmtl.metrics import baseline_metrics
+from hf_dbmtl.model_card import create_model_card
+from hf_dbmtl.plots import plot_training
 
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -38,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="few molecules and steps, to see that it runs")
     parser.add_argument("--balancer", default="db_mtl", help="the balancer (default: db_mtl)")
-    parser.add_argument("--output_dir", default="outputs/molecules")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/molecules"), help="where results go")
     options = parser.parse_args()
     count, epochs, width = (100, 1, 16) if options.tiny else (4000, 12, 96)
 
@@ -63,7 +68,7 @@ def main() -> None:
     trainer = MultiTaskTrainer(
         model=model,
         args=MultiTaskTrainingArguments(
-            output_dir=options.output_dir,
+            output_dir=str(options.output_dir),
             balancer=options.balancer,
             num_train_epochs=epochs,
             per_device_train_batch_size=64,
@@ -81,7 +86,20 @@ def main() -> None:
         print(f"{name:15} R² {metrics[f'eval_{name}_r2']:.3f}")
     for name in CLASSES:
         print(f"{name:15} accuracy {metrics[f'eval_{name}_accuracy']:.3f}")
-    trainer.save_model()
+    folder = options.output_dir / "model"
+    trainer.save_model(str(folder))
+    plot_training(trainer.state.log_history, folder / "training.png")
+    card = content_from_trainer(
+        trainer,
+        model_name="Twelve properties of molecules",
+        picture="training.png",
+        baselines={
+            name: baseline_metrics(task, *(splits[part][name][:] for part in ("train", "test")))
+            for name, task in tasks.items()
+        },
+    )
+    create_model_card(card).save(folder / "README.md")
+    print(f"The model with its card: {folder}")
 
 
 if __name__ == "__main__":

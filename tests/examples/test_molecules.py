@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoTokenizer
 
 import hf_dbmtl  # noqa: F401  (registers the model with AutoModel)
@@ -57,7 +58,11 @@ def test_it_trains(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert "rings           R² " in done.stdout and "charge          accuracy " in done.stdout
-    model, tokenizer = AutoModel.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    folder = tmp_path / "model"
+    card = ModelCard.load(folder / "README.md")
+    assert {result.task_name for result in card.data.eval_results} == set(smiles.PROPERTIES)
+    assert (folder / "training.png").stat().st_size > 1000 and str(tmp_path) not in card.content
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     batch = tokenizer("Clc1ccc(cc1)C(=O)[O-]", return_tensors="pt")
     assert batch["input_ids"].shape[1] == 2 + len(smiles.tokens("Clc1ccc(cc1)C(=O)[O-]"))
     assert model(**batch).logits["charge"].shape == (1, 3)
