@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from helpers import LENGTH, TASKS, arguments, distance, tiny_dataset, tiny_model, train
+from helpers import CHECKPOINTING, LENGTH, TASKS, arguments, distance, tiny_dataset, tiny_model, train
 from torch import nn
 
 from hf_dbmtl import (
@@ -240,7 +240,7 @@ def test_tuning_on_validation_data_and_activation_checkpointing(checkpointing: b
         options |= {"balancer": "auto_lambda", "per_device_train_batch_size": 10}
     runs = []
     for data, validation in (({"both": rows}, {"both": held_out}), apart):
-        args = arguments(tmp_path, activation_checkpointing=checkpointing, **options)
+        args = arguments(tmp_path, **{CHECKPOINTING: checkpointing}, **options)
         runs.append(train(tiny_model(TWO), args, data, validation_dataset=None if checkpointing else validation)[1])
     assert distance(*runs) < 1e-10
 
