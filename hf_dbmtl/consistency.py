@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from .limits import the_first
 from .streams import is_stream
 
 
@@ -50,8 +51,7 @@ def check_same(what: Mapping[str, int], device: torch.device, remedy: str) -> No
     high, low = largest.cpu().chunk(2)
     different = [name for name, same in zip(what, (high == ~low).tolist()) if not same]
     if different:
-        more = f" and {len(different) - 3} more" if len(different) > 3 else ""
-        raise RuntimeError(f"The processes of this run differ in {', '.join(different[:3])}{more}. {remedy}")
+        raise RuntimeError(f"The processes of this run differ in {the_first(different)}. {remedy}")
 
 
 class ConsistencyCheck(TrainerCallback):

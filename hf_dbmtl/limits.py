@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 
-__all__ = ["MAX_LABELS", "MAX_NEW_PARAMETERS", "check_label_names", "check_sizes", "limited_modules"]
+__all__ = ["MAX_LABELS", "MAX_NEW_PARAMETERS", "check_label_names", "check_sizes", "limited_modules", "the_first"]
 
 # A head is a dense matrix: beyond this a configuration is a mistake, or an attempt to exhaust the memory.
 MAX_LABELS = 1_000_000
@@ -82,8 +82,13 @@ def check_label_names(names: Sequence[str]) -> None:
             )
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
-        more = f" and {len(repeated) - 10} others" if len(repeated) > 10 else ""
-        raise ValueError(f"label_names holds {', '.join(map(repr, repeated[:10]))}{more} more than once.")
+        shown = the_first(list(map(repr, repeated)), 10, "others")
+        raise ValueError(f"label_names holds {shown} more than once.")
+
+
+def the_first(names: Sequence[str], most: int = 3, rest: str = "more") -> str:
+    """The names in a row for an error, those behind the first few as their number."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} {rest}" if len(names) > most else "")
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from .adapters import AdapterMixin, inject_adapter
 from .configuration import MultiTaskConfig, check_task_name
 from .features import default_pooling, features, flatten_choices, has_pooler
 from .heads import MaskedLanguageModelingHead, make_head
-from .limits import MAX_NEW_PARAMETERS, limited_modules
+from .limits import MAX_NEW_PARAMETERS, limited_modules, the_first
 from .tasks import Task
 
 
@@ -143,11 +143,11 @@ class MultiTaskModel(AdapterMixin, PreTrainedModel):
                 f"does not describe them ({type(error).__name__}: {' '.join(str(error).split())[:500]}). Fetch it again, or "
                 "ask who made it."
             ) from error
-        missing, unexpected = (sorted(loaded[1][f"{which}_keys"]) for which in ("missing", "unexpected"))
+        missing, unexpected = (sorted(map(repr, loaded[1][f"{which}_keys"])) for which in ("missing", "unexpected"))
         if missing and unexpected:
             raise ValueError(
-                f"The model '{pretrained_model_name_or_path}' cannot be loaded: its weights lack {_some(missing)}, and hold "
-                f"{_some(unexpected)}, which config.json does not describe. Fetch it again, or ask who made it; a task or a "
+                f"The model '{pretrained_model_name_or_path}' cannot be loaded: its weights lack {the_first(missing)}, and hold "
+                f"{the_first(unexpected)}, which config.json does not describe. Fetch it again, or ask who made it; a task or a "
                 "part that was renamed by hand has to be renamed in both."
             )
         return loaded if wants_info else loaded[0]
@@ -317,10 +317,6 @@ class MultiTaskModel(AdapterMixin, PreTrainedModel):
         if task not in self.tasks:
             raise ValueError(f"Unknown task {task!r}: this model has {', '.join(map(repr, self.tasks))}.")
         return task
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _by_name(task: Any, names: list[str], labels: Any) -> dict[str, Tensor]:
