@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -180,17 +181,17 @@ class _Reader:
         """The rows from where a checkpoint was."""
         if _has_buffer(self.dataset):  # whose content no state tells: the rows before are read again
             rows = self._opened()
-            for read in range(self.row):
-                if next(rows, rows) is rows:
-                    raise ValueError(
-                        f"{self.which}: the checkpoint was saved behind row {self.row} of its dataset, which now ends after "
-                        f"{read}. Resume with the dataset of the run that was saved."
-                    )
-            yield from rows
-            return
-        self._set_epoch()
-        self.dataset.load_state_dict(self.state)
-        yield from self.dataset
+            read = sum(1 for _ in itertools.islice(rows, self.row))
+            if read < self.row:
+                raise ValueError(
+                    f"{self.which}: the checkpoint was saved behind row {self.row} of its dataset, which now ends after "
+                    f"{read}. Resume with the dataset of the run that was saved."
+                )
+        else:
+            self._set_epoch()
+            self.dataset.load_state_dict(self.state)
+            rows = iter(self.dataset)
+        yield from rows
 
     def _set_epoch(self) -> None:
         set_epoch = getattr(self.dataset, "set_epoch", None)  # the hook that the Trainer looks for
