@@ -16,10 +16,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
 
 from hf_dbmtl import Classification, MultiTaskModel, MultiTaskTrainer, MultiTaskTrainingArguments, Regression
-from hf_dbmtl.card_from_trainer import content_from_trainer
 from hf_dbmtl.metrics import baseline_metrics
-from hf_dbmtl.model_card import create_model_card
-from hf_dbmtl.plots import plot_training
 
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -68,7 +65,7 @@ def main() -> None:
     trainer = MultiTaskTrainer(
         model=model,
         args=MultiTaskTrainingArguments(
-            output_dir=str(options.output_dir),
+            output_dir=str(options.output_dir / "model"),
             balancer=options.balancer,
             num_train_epochs=epochs,
             per_device_train_batch_size=64,
@@ -86,20 +83,15 @@ def main() -> None:
         print(f"{name:15} R² {metrics[f'eval_{name}_r2']:.3f}")
     for name in CLASSES:
         print(f"{name:15} accuracy {metrics[f'eval_{name}_accuracy']:.3f}")
-    folder = options.output_dir / "model"
-    trainer.save_model(str(folder))
-    plot_training(trainer.state.log_history, folder / "training.png")
-    card = content_from_trainer(
-        trainer,
+    trainer.save_model()
+    trainer.create_model_card(
         model_name="Twelve properties of molecules",
-        picture="training.png",
         baselines={
             name: baseline_metrics(task, *(splits[part][name][:] for part in ("train", "test")))
             for name, task in tasks.items()
         },
     )
-    create_model_card(card).save(folder / "README.md")
-    print(f"The model with its card: {folder}")
+    print(f"The model with its card: {trainer.args.output_dir}")
 
 
 if __name__ == "__main__":
