@@ -45,8 +45,7 @@ from hf_dbmtl.step_cost import StepCostCallback
 FIGURE_1 = ("pcgrad", "gradvac", "imtl_g", "cagrad", "nash_mtl", "aligned_mtl")
 # name: (balancer, its options, further training arguments)
 ARMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    **{name: (name, {}, {}) for name in ("log+max_norm", "ema+max_norm")},
-    **{name: (name, {}, {}) for name in balancer_names()},
+    **{name: (name, {}, {}) for name in (*balancer_names(), "log+max_norm", "ema+max_norm")},
     **{f"log+{weighting}": (f"log+{weighting}", {}, {}) for weighting in FIGURE_1},
     **{f"alpha={a}": ("db_mtl", {"alpha": a}, {}) for a in ("min", "mean", "median", 0.1, 1.0, 10.0)},
     **{f"beta={b}": ("db_mtl", {"beta": b, "decay": 0.0}, {}) for b in (0.1, 0.5, 0.9)},
@@ -54,7 +53,6 @@ ARMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     **{f"{name}, clipped": (name, {}, {"max_grad_norm": 1.0}) for name in ("ew", "log", "db_mtl")},
     **{f"{name}, SGD": (name, {}, {"optim": "sgd"}) for name in ("ew", "log", "db_mtl")},
 }
-LEARNS_FROM_VALIDATION = ("auto_lambda", "moml")  # get the rows that the learning rate was chosen on beside the others'
 GROUPS = {
     "all": [SINGLE_TASK, *balancer_names()],
     "ablation": [SINGLE_TASK, "ew", "log", "max_norm", "db_mtl", "log+max_norm"],
@@ -84,9 +82,8 @@ def train(suite: Suite, arm: str, tasks: list[str], seed: int, steps: int, rate:
             args=args,
             data_collator=collate,
             train_dataset={task: suite.train[task] for task in tasks},
-            validation_dataset={task: suite.tuning[task] for task in tasks}
-            if balancer in LEARNS_FROM_VALIDATION
-            else None,
+            # for what learns from other rows, those that the learning rate was chosen on
+            validation_dataset={task: suite.tuning[task] for task in tasks} if args.make_balancer().validates else None,
             callbacks=[cost],
         )
         trainer.remove_callback(PrinterCallback)
