@@ -45,6 +45,20 @@ def test_against_autograd(tmp_path):
     assert abs(found["topic", "score"] - wrong) > 1e-3
 
 
+def test_a_balancer_that_knows_them_logs_the_mean_and_the_lowest(tmp_path):
+    """Those of the rows of the step, here all of them; one that needs no products of gradients takes none for it."""
+    logged = {}
+    for balancer in ("pcgrad", "db_mtl"):
+        options = {"balancer": balancer, "max_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 0.0}
+        trainer, _ = train(tiny_model(), arguments(tmp_path, **options), tiny_data(rows=4))
+        logged[balancer] = trainer.state.log_history[0]
+    expected = list(ConflictCallback(trainer, every=1, rows=4).cosines().values())
+    assert logged["pcgrad"]["cosine/mean"] == pytest.approx(np.mean(expected), abs=1e-10)
+    assert logged["pcgrad"]["cosine/min"] == pytest.approx(min(expected), abs=1e-10)
+    assert max(expected) - min(expected) > 1e-3
+    assert not any(key.startswith("cosine/") for key in logged["db_mtl"])
+
+
 def test_leaves_the_run_as_it_is(tmp_path):
     """Dropout and the order of rows included: bit for bit."""
     runs = []
