@@ -51,6 +51,7 @@ def facts() -> dict[str, str]:
     found = {"hf_dbmtl": __version__, "python": platform.python_version(), "platform": platform.platform()}
     found["processors"] = f"{os.cpu_count()} ({platform.machine()}), {torch.get_num_threads()} threads of torch"
     found |= {name: _version(name) for name in PACKAGES}
+    found["torch"] = torch.__version__  # with its build, of which the package itself need not tell
     found["solvers"] = ", ".join(f"{name} {_version(name)}" for name in SOLVERS)
     found["image processing"] = "torchvision" if importlib.util.find_spec("torchvision") else "PIL (no torchvision)"
     found["CUDA"] = f"{torch.version.cuda or torch.version.hip or 'none'}, available: {torch.cuda.is_available()}"
