@@ -6,10 +6,12 @@ Runs cases and scenarios inside one process group and writes what each came to.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import traceback
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 
@@ -23,6 +25,10 @@ from distributed_cases import Case, run_case
 from safetensors.torch import save_file
 
 
+# where one process fails before the others, in a collective, they wait that long for it
+TIMEOUT = timedelta(seconds=90)
+
+
 def main(folder: Path, names: list[str]) -> None:
     outcomes = {}
     for name in names:
@@ -33,23 +39,20 @@ def main(folder: Path, names: list[str]) -> None:
             else:
                 tensors, outcomes[name] = run_case(Case.named(name), folder)
                 save_file(
-                    {key: value.contiguous() for key, value in tensors.items()}, folder / f"{name}-{rank()}.safetensors"
+                    {key: value.contiguous() for key, value in tensors.items()},
+                    folder / f"{name}-{dist.get_rank()}.safetensors",
                 )
         except Exception:
             outcomes[name] = {"error": traceback.format_exc()}
-        if dist.is_initialized():
+        with contextlib.suppress(
+            RuntimeError
+        ):  # a group that one of its processes has left; every later case says so too
             dist.barrier()
-        (folder / f"outcomes-{rank()}.json").write_text(json.dumps(outcomes))
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+        (folder / f"outcomes-{dist.get_rank()}.json").write_text(json.dumps(outcomes))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if int(os.environ["WORLD_SIZE"]) == 1:  # for FSDP on one process; accelerate makes the others
-        dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=TIMEOUT)
     main(Path(sys.argv[1]), sys.argv[2:])
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    dist.destroy_process_group()
