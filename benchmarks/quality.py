@@ -17,8 +17,10 @@ import argparse
 import csv
 import hashlib
 import json
+import math
 import os
 import platform
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -51,7 +53,15 @@ ARMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     **{f"beta={b}": ("db_mtl", {"beta": b, "decay": 0.0}, {}) for b in (0.1, 0.5, 0.9)},
     **{f"beta={b}/sqrt(k)": ("db_mtl", {"beta": b}, {}) for b in (0.1, 0.5)},
     **{f"{name}, clipped": (name, {}, {"max_grad_norm": 1.0}) for name in ("ew", "log", "db_mtl")},
-    **{f"{name}, SGD": (name, {}, {"optim": "sgd"}) for name in ("ew", "log", "db_mtl")},
+    # Adam after an average of weight b takes steps up to sqrt((1 + b) / (1 - b)) times as long: with that taken out
+    **{
+        f"beta={b}, shorter steps": (
+            "db_mtl",
+            {"beta": b, "decay": 0.0},
+            {"learning_rate_factor": math.sqrt((1 - b) / (1 + b))},
+        )
+        for b in (0.5, 0.9)
+    },
 }
 GROUPS = {
     "all": [SINGLE_TASK, *balancer_names()],
@@ -60,22 +70,25 @@ GROUPS = {
     "alpha": [name for name in ARMS if name.startswith("alpha")],
     "beta": [name for name in ARMS if name.startswith("beta")],
     "clipped": [name for name in ARMS if name.endswith("clipped")],
+    "shorter": [name for name in ARMS if name.endswith("shorter steps")],
 }
 EVERY = 25  # steps between records of losses, norms and weights
 
 
-def train(suite: Suite, arm: str, tasks: list[str], seed: int, steps: int, rate: float) -> dict[str, Any]:
+def train(
+    suite: Suite, arm: str, tasks: list[str], seed: int, steps: int, rate: float, optim: str = "adamw_torch"
+) -> dict[str, Any]:
     """Trains and evaluates one model: the metrics on both parts by task, the seconds of a step and the records."""
     balancer, options, arguments = ("ew", {}, {}) if arm == SINGLE_TASK else ARMS[arm]
+    rate *= arguments.get("learning_rate_factor", 1.0)
     set_seed(seed)
     cost = StepCostCallback()
     with tempfile.TemporaryDirectory() as folder:
         args = MultiTaskTrainingArguments(
             output_dir=folder, max_steps=steps, seed=seed, balancer=balancer, balancer_kwargs=options,
-            learning_rate=rate, warmup_steps=0.1, per_task_batch_size=dict.fromkeys(tasks, suite.rows),
+            learning_rate=rate, optim=optim, warmup_steps=0.1, max_grad_norm=arguments.get("max_grad_norm", 0.0), per_task_batch_size=dict.fromkeys(tasks, suite.rows),
             per_device_eval_batch_size=128, logging_steps=EVERY, save_strategy="no", remove_unused_columns=False,
             dataloader_pin_memory=False, disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
-            **{"optim": "adamw_torch", **arguments},
         )  # fmt: skip
         trainer = MultiTaskTrainer(
             model=suite.model(tasks),
@@ -139,26 +152,34 @@ def runs(
     return found
 
 
-def tune(options: argparse.Namespace, name: str, suite: Suite, steps: int) -> tuple[float, dict[str, dict[str, float]]]:
+def tune(options: argparse.Namespace, name: str, suite: Suite, **how: Any) -> tuple[float, dict[str, dict[str, float]]]:
     """The learning rate, and by rate the Δp of single-task models and equal weighting against the former at the first."""
     metrics = {task: [main_metric(declared)] for task, declared in suite.tasks.items()}
     found = []
-    for rate in suite.grid:
-        for one in runs(options, name, suite, [SINGLE_TASK, "ew"], options.seeds[:1], "tuning", steps=steps, rate=rate):
+    grid = options.grid or suite.grid
+    for rate in grid:
+        for one in runs(options, name, suite, [SINGLE_TASK, "ew"], options.seeds[:1], "tuning", **how, rate=rate):
             found.append(Run(f"{one.method}@{rate:g}", one.seed, one.metrics, one.seconds))
-    by_rate: dict[str, dict[str, float]] = {f"{rate:g}": {} for rate in suite.grid}
-    for one in summarise(found, metrics, reference=f"{SINGLE_TASK}@{suite.grid[0]:g}"):
+    by_rate: dict[str, dict[str, float]] = {f"{rate:g}": {} for rate in grid}
+    for one in summarise(found, metrics, reference=f"{SINGLE_TASK}@{grid[0]:g}"):
         arm, rate = one.method.split("@")
         if one.delta_p is None:
             sys.exit(f"{name}: no learning rate can be chosen, since of {one.method} there is no Δp: {one.why}")
         by_rate[rate][arm] = round(one.delta_p.mean, 2)
-    return max(suite.grid, key=lambda rate: sum(by_rate[f"{rate:g}"].values())), by_rate
+    return max(grid, key=lambda rate: sum(by_rate[f"{rate:g}"].values())), by_rate
 
 
 def write(
     options: argparse.Namespace, name: str, suite: Suite, found: list[Run], how: dict[str, Any], rates: dict[str, Any]
 ) -> None:
     """A row per run and task, and beside it what made it."""
+    words = {"suite": name, "arms": options.arms, "seeds": options.seeds}
+    words |= {key: getattr(options, key) for key in ("steps", "learning_rate", "grid", "optim")}
+    given = " ".join(
+        f"--{key} {' '.join(map(shlex.quote, map(str, value if isinstance(value, list) else [value])))}"
+        for key, value in words.items()
+        if value
+    )
     place = options.results / f"quality_{name}.csv"
     place.parent.mkdir(parents=True, exist_ok=True)
     with open(place, "w", newline="") as file:
@@ -171,8 +192,7 @@ def write(
                     [run.method, run.seed, task, metric, f"{values[metric]:.6g}", round(1e3 * run.seconds, 1)]
                 )
     about = {
-        "command": f"python benchmarks/quality.py --data FOLDER --suite {name} --arms {' '.join(options.arms)} "
-        f"--seeds {' '.join(map(str, options.seeds))}",
+        "command": f"python benchmarks/quality.py --data FOLDER {given}",
         "steps": how["steps"],
         "rows_of_a_task_in_a_step": suite.rows,
         "learning_rate": how["rate"],
@@ -199,6 +219,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
     parser.add_argument("--steps", type=int, help="steps of a run (default: the suite's)")
     parser.add_argument("--learning_rate", type=float, help="learning rate (default: the best of the suite's grid)")
+    parser.add_argument("--grid", type=float, nargs="+", help="learning rates to choose from (default: the suite's)")
+    parser.add_argument("--optim", help="the optimizer of all runs, by transformers' name (default: adamw_torch)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument("--cache", type=Path, default=Path("quality_cache"), help="where finished runs are kept")
     parser.add_argument("--results", type=Path, help="folder to write the CSV and JSON into")
@@ -217,9 +239,11 @@ def main() -> None:
 def report(
     options: argparse.Namespace, name: str, suite: Suite, arms: list[str], seeds: list[int], console: Console
 ) -> None:
-    steps = options.steps or suite.steps
-    rate, rates = (options.learning_rate, {}) if options.learning_rate else tune(options, name, suite, steps)
-    how = {"steps": steps, "rate": rate}
+    how: dict[str, Any] = {"steps": options.steps or suite.steps}
+    if options.optim:
+        how["optim"] = options.optim
+    rate, rates = (options.learning_rate, {}) if options.learning_rate else tune(options, name, suite, **how)
+    how["rate"] = rate
     found = runs(options, name, suite, arms, seeds, **how)
     metrics = {task: [main_metric(declared)] for task, declared in suite.tasks.items()}
     reference = SINGLE_TASK if SINGLE_TASK in arms else arms[0]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -43,6 +44,11 @@ def digits(draw: np.random.Generator, rows: int) -> dict[str, list]:
     return {"image": images, "left": draw.integers(0, 10, rows), "right": draw.integers(0, 10, rows)}
 
 
+def clothes(draw: np.random.Generator, rows: int) -> dict[str, list]:
+    images = [Image.fromarray(draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(rows)]
+    return {"image": images, "label": draw.integers(0, 15, rows), "kids": draw.integers(0, 2, rows)}
+
+
 def molecules(draw: np.random.Generator, rows: int) -> dict[str, list]:
     import quality_suites
 
@@ -51,31 +57,55 @@ def molecules(draw: np.random.Generator, rows: int) -> dict[str, list]:
     return {"smiles": smiles, **{name: draw.normal(5 * scale, scale, rows) for name, scale in scales.items()}}
 
 
+@pytest.mark.parametrize(
+    ("suite", "source", "make", "tasks", "further", "rates"),
+    [
+        ("images", "multi_mnist", digits, ("left", "right"), [], {"0.001", "0.002"}),
+        (
+            "clothing",
+            "clothing64",
+            clothes,
+            ("label", "kids"),
+            ["--grid", "0.1", "0.3", "--optim", "sgd"],
+            {"0.1", "0.3"},
+        ),
+    ],
+)
 def test_quality_runs_and_goes_on_from_its_cache(
-    modules: tuple[ModuleType, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    modules: tuple[ModuleType, ModuleType],
+    suite: str,
+    source: str,
+    make: Callable,
+    tasks: tuple[str, ...],
+    further: list[str],
+    rates: set[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     quality, _ = modules
-    write(tmp_path / "data", "multi_mnist", digits)
-    words = ["--data", tmp_path / "data", "--suite", "images", "--arms", "single-task", "ew", "db_mtl", "--seeds", "0"]
+    write(tmp_path / "data", source, make)
+    words = ["--data", tmp_path / "data", "--suite", suite, "--arms", "single-task", "ew", "db_mtl", "--seeds", "0"]
     words += ["--steps", "2", "--cache", tmp_path / "cache", "--results", tmp_path / "results", "--threads", "1"]
-    monkeypatch.setattr(sys, "argv", ["quality.py", *map(str, words)])
+    monkeypatch.setattr(sys, "argv", ["quality.py", *map(str, words), *further])
     quality.main()
-    with open(tmp_path / "results" / "quality_images.csv") as file:
+    results = tmp_path / "results" / f"quality_{suite}.csv"
+    with open(results) as file:
         rows = list(csv.DictReader(file))
-    assert {(row["method"], row["task"]) for row in rows} == {
-        (method, side) for method in ("single-task", "ew", "db_mtl") for side in ("left", "right")
-    }
+    assert {(row["method"], row["task"]) for row in rows} == set(
+        itertools.product(("single-task", "ew", "db_mtl"), tasks)
+    )
     assert all(0 <= float(row["value"]) <= 1 for row in rows)
-    about = json.loads((tmp_path / "results" / "quality_images.json").read_text())
-    assert set(about["tuning"]) == {"0.001", "0.002"} and about["test_rows"] == {"left": 100, "right": 100}
-    before = (tmp_path / "results" / "quality_images.csv").read_text()
+    about = json.loads(results.with_suffix(".json").read_text())
+    assert set(about["tuning"]) == rates and about["test_rows"] == dict.fromkeys(tasks, 100)
+    assert " ".join(further) in about["command"]
+    before = results.read_text()
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
     monkeypatch.setattr(quality, "train", refuse)
     quality.main()
-    assert (tmp_path / "results" / "quality_images.csv").read_text() == before
+    assert results.read_text() == before
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--learning_rate", "0.5"])
     with pytest.raises(AssertionError, match="trained again"):  # other settings are another run
         quality.main()
