@@ -57,6 +57,14 @@ class SavingMixin(TrainerPart):
         self._check_output_folder()
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Of a run that has come to its end there is nothing to do: transformers takes one more step before it looks."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+            return
+        self._load_rng_state(kwargs["resume_from_checkpoint"])
+        self.control.should_training_stop = True
+
     def _whole_checkpoint(self, given: str | bool) -> str:
         """The folder to resume from. One process looks, for all."""
         found: list[Any] = [None]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from hf_dbmtl import MultiTaskTrainer
 from hf_dbmtl.checkpoint import BALANCER_NAME
 from hf_dbmtl.manifest import MANIFEST_NAME
+from hf_dbmtl.saving import SavingMixin
 
 
 STEPS = 6  # two epochs of three
@@ -77,6 +78,22 @@ def test_resume_after_any_step(workers: int, tmp_path: Path) -> None:
         resumed = run(tmp_path / f"from-{step}", tmp_path / "whole" / f"checkpoint-{step}", model_seed=1, **options)
         assert losses_of(resumed) == losses, f"resumed after step {step}"
         assert same(state_of(resumed), end), f"resumed after step {step}"
+
+
+def test_a_run_that_has_ended_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that is started again after its end; and one that is to go on from there."""
+    options = {"max_steps": 5, "lr_scheduler_type": "constant"}  # the end is in the middle of an epoch
+    whole = run(tmp_path / "whole", **options)
+    last = tmp_path / "whole" / "checkpoint-5"
+    again = run(tmp_path / "whole", last, model_seed=1, **options)
+    assert again.state.global_step == 5 and losses_of(again) == losses_of(whole)
+    assert same(state_of(again), state_of(whole))
+    longer = run(tmp_path / "longer", **{**options, "max_steps": 7})
+    gone_on = run(tmp_path / "whole", last, model_seed=1, **{**options, "max_steps": 7})
+    assert same(state_of(gone_on), state_of(longer)) and losses_of(gone_on) == losses_of(longer)
+    monkeypatch.delattr(SavingMixin, "_run_epoch")  # the control: transformers' own loop takes a step first
+    stock = run(tmp_path / "stock", last, model_seed=1, **options)
+    assert stock.state.global_step == 6 and not same(state_of(stock), state_of(whole))
 
 
 @pytest.mark.parametrize("balancer", ["ew", "max_norm", "ema+max_norm"])

@@ -24,15 +24,19 @@ HARNESS = Path(__file__).with_name("kill_harness.py")
 
 
 @pytest.mark.slow
-def test_killed_again_and_again(tmp_path: Path) -> None:
-    kills, output = 50, tmp_path / "kills.json"
-    command = [sys.executable, str(HARNESS), "--kills", str(kills), "--output", str(output)]
+@pytest.mark.parametrize(
+    ("kills", "layout"), [(50, []), (15, ["--processes", "2"]), (15, ["--processes", "2", "--fsdp"])]
+)
+def test_killed_again_and_again(kills: int, layout: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "kills.json"
+    command = [sys.executable, str(HARNESS), "--kills", str(kills), *layout, "--output", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     outcome = json.loads(output.read_text())
     assert outcome["equal"] and outcome["kills"] == kills
     assert outcome["half_written"] > 0, "no kill hit a checkpoint while it was written"
     assert outcome["at"].get("step") and outcome["at"].get("evaluation")
+    assert (outcome["survivors"] > 0) == bool(layout), "no process outlived another"
 
 
 def run(folder: Path, resume: str | bool | None = None, kind: type = MultiTaskTrainer, **options) -> MultiTaskTrainer:
