@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -53,12 +55,24 @@ def load_sharded_optimizer(
         raise ValueError(f"'{path}' cannot be read ({refused}). Resume from another checkpoint.")
     if known:
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
-        set_optimizer_state_dict(model, optimizer, state, options=options)
+        named = model.named_parameters()
+        with _frozen(parameter for name, parameter in named if name.replace(WRAPPER, "") not in known):
+            set_optimizer_state_dict(model, optimizer, state, options=options)
     else:  # torch asks on which device the state lies, and there is none
         _load_groups(optimizer, groups, model)
-    for name, parameter in model.named_parameters():
-        if name.replace(WRAPPER, "") not in known:
-            optimizer.state.pop(parameter, None)
+
+
+@contextlib.contextmanager
+def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """torch 2.9 and before want a state for every parameter that is trained, and later ones make it up."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _load_groups(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], model: nn.Module) -> None:
