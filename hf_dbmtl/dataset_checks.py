@@ -134,7 +134,8 @@ def check_dataset(
             "with `__len__`, such as `datasets.Dataset.from_generator(...)`, or of a stream "
             "`Dataset.from_list(list(stream.take(1000)))`. All training sets may be an `IterableDataset`."
         )
-    if isinstance(dataset, (Mapping, str)) or type(dataset).__name__ == "DataFrame":
+    by_number = hasattr(dataset, "__getitem__") and not isinstance(dataset, (Mapping, str))
+    if not by_number or type(dataset).__name__ == "DataFrame":
         raise TypeError(
             f"{which} is a {type(dataset).__name__}"
             + (f" with the keys {list(dataset)[:10]}" if isinstance(dataset, Mapping) else "")

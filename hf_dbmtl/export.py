@@ -165,7 +165,7 @@ def _stock_config(model: MultiTaskModel, name: str, processing_class: Any) -> tu
         text = config.get_text_config()
         if text.pad_token_id is None:
             text.pad_token_id = getattr(processing_class, "pad_token_id", None)
-        if text.pad_token_id is None:
+        if text.pad_token_id is None and task.level == "sequence":
             raise NoStockClass(
                 "the stock class looks for the last token that is not padding, and neither the encoder's configuration "
                 "nor a tokenizer says which token that is: pass `processing_class=` with a pad_token."

@@ -67,10 +67,9 @@ class GroupCollator:
 def _numbers(name: str, labels: list[Any]) -> Tensor:
     """The labels of a task that nobody has declared: NaN or -100 where one is missing."""
     given = [plain(label) for label in labels if label is not None]
-    whole = given and not torch.tensor(given).is_floating_point()
-    shape = torch.tensor(given[0]).shape if given else ()
-    missing = torch.full(shape, IGNORE_INDEX if whole else torch.nan).tolist()
     try:
+        numbers = torch.tensor(given)
+        missing = torch.full(numbers.shape[1:], torch.nan if numbers.is_floating_point() else IGNORE_INDEX).tolist()
         return torch.tensor([missing if label is None else plain(label) for label in labels])
     except (TypeError, ValueError) as error:
         raise ValueError(

@@ -111,5 +111,5 @@ def random_inputs(
         lengths = torch.stack([lengths, lengths.flip(0)], 1)
     mask = (torch.arange(12) < lengths).long()
     mask = mask.flip(-1) if padding_side == "left" else mask
-    ids = words[torch.randint(len(words), mask.shape, generator=generator)].where(mask.bool(), pad)
+    ids = words[torch.randint(len(words), mask.shape, generator=generator)].where(mask.bool(), pad or 0)
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}

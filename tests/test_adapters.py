@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import LENGTH, VOCAB, arguments, tiny_data, tiny_encoder, tiny_model, train
 
-from hf_dbmtl import MultiTaskModel, MultiTaskTrainer
+from hf_dbmtl import MultiTaskModel, MultiTaskTrainer, adapters, checks
 
 
 peft = pytest.importorskip("peft")
@@ -98,6 +99,22 @@ def test_models_made_by_model_init_are_adapted(tmp_path: Path) -> None:
     trainer.train()
     assert trainer.model.config.adapter["r"] == 2
     assert all("lora" in name for name in trainer.gradients.shared)
+
+
+def test_where_peft_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model without adapters trains there, and one with them says what to install."""
+    model = tiny_model(dtype=torch.float32)
+    model.add_adapter(CONFIGS["lora"]())
+    model.save_pretrained(tmp_path / "adapted")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    for module in (adapters, checks):
+        monkeypatch.setattr(module, "is_peft_available", lambda: False)
+    with pytest.raises(
+        ImportError, match=r"adapters in its encoder: pip install 'hf-dbmtl\[peft\]'.*merge_adapter\(\)"
+    ):
+        MultiTaskModel.from_pretrained(tmp_path / "adapted")
+    trainer, _ = train(tiny_model(), arguments(tmp_path, max_steps=1), tiny_data())
+    assert trainer.state.global_step == 1
 
 
 # PEFT's own wrapping, which is refused here, still reads the attribute that transformers has renamed

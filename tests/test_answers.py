@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from helpers import arguments
-from transformers import BertConfig, BertModel, BertTokenizer
+from transformers import BertConfig, BertModel, BertTokenizer, CanineTokenizer
 
 from hf_dbmtl import (
     MultiTaskModel,
@@ -87,6 +87,13 @@ def test_answers_are_found_again_in_logits() -> None:
         extract_answers(logits[:-1], rows)
 
 
+def test_a_question_about_an_empty_text_has_an_empty_answer() -> None:
+    given = {"id": ["one", "two"], "question": ["where sat the cat"] * 2, "context": ["in may", ""]}
+    rows = windows(Dataset.from_dict(given))
+    logits = np.zeros((2, max(map(len, rows["input_ids"])), 2))
+    assert extract_answers(logits, rows, max_answer_length=1) == {"one": "may", "two": ""}
+
+
 def test_scores_are_those_of_squad() -> None:
     right = {1: ["The cat."], 2: ["red garden", "the blue garden"], 3: []}
     assert answer_scores({1: "cat", 2: "a blue garden", 3: ""}, right) == {"exact_match": 1.0, "f1": 1.0}
@@ -120,6 +127,9 @@ def test_what_cannot_be_encoded_is_named() -> None:
         encode_questions(rows.remove_columns("id")[:], tokenizer())
     with pytest.raises(ValueError, match="padding_side = 'right'"):
         encode_questions(rows[:], tokenizer(padding_side="left"))
+    for encode, given in ((encode_questions, rows[:]), (encode_words, {"tokens": [["red"]]})):
+        with pytest.raises(ValueError, match="CanineTokenizer does not tell which characters.* take a fast tokenizer"):
+            encode(given, CanineTokenizer())
     with pytest.raises(ValueError, match="2 words and 1 labels"):
         encode_words({"tokens": [["red", "cat"]], "labels": [[1]]}, tokenizer())
 

@@ -343,6 +343,12 @@ DATASETS = [
         data=with_topic(pd.DataFrame(inputs())),
         id="pandas",
     ),
+    case(
+        TypeError,
+        r"Task 'topic': its train dataset is a set and must be a dataset whose rows are found by number",
+        data=with_topic({1, 2}),
+        id="a set",
+    ),
 ]
 
 LABELS = [
@@ -675,6 +681,13 @@ def test_arguments_of_another_class(tmp_path: Path) -> None:
         construct(tmp_path, BOTH, args=TrainingArguments(str(tmp_path), use_cpu=True))
     with pytest.raises(TypeError, match="`args` must be MultiTaskTrainingArguments, and is dict"):
         construct(tmp_path, BOTH, args={"output_dir": str(tmp_path)})
+
+
+@pytest.mark.parametrize("data", [[], {1, 2}, pd.DataFrame({"topic": [1, 2]})], ids=["list", "set", "frame"])
+def test_no_dataset_at_all(data: Any, tmp_path: Path) -> None:
+    message = f"`train_dataset` must be a dictionary .*or a dataset with a column .*and is {type(data).__name__}"
+    with pytest.raises(TypeError, match=message):
+        construct(tmp_path, data)
 
 
 def test_several_gpus_in_one_process(tmp_path: Path) -> None:

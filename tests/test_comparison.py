@@ -108,6 +108,8 @@ def test_pictures(tmp_path):
     assert plot_delta_p(summaries, tmp_path / "delta.png", "single-task").stat().st_size > 5_000
     log = [{"step": step, "cosine/a/b": 0.1 * step, "loss": 1.0} for step in range(5)]
     assert plot_conflicts({"ew": log, "silent": []}, ["a", "b"], tmp_path / "conflicts.png").stat().st_size > 5_000
+    several = {f"method {number}": log for number in range(5)}  # four in a row, and one below
+    assert plot_conflicts(several, ["a", "b"], tmp_path / "five.png").stat().st_size > 5_000
     with pytest.raises(ValueError, match="No log holds a cosine"):
         plot_conflicts({"silent": [{"step": 1, "loss": 1.0}]}, ["a", "b"], tmp_path / "none.png")
     with pytest.raises(ValueError, match="No method has a Δp"):

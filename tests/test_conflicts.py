@@ -84,6 +84,21 @@ def test_share_of_the_steps(tmp_path):
         ConflictCallback(trainer, every=0)
 
 
+def test_a_frozen_encoder_has_no_conflicts(tmp_path):
+    trainer, _ = train(
+        tiny_model(), arguments(tmp_path, max_steps=2, freeze_encoder=True), tiny_data(), trainer=Attached
+    )
+    assert ConflictCallback(trainer, every=1).cosines() == {}
+    assert not any(key.startswith("cosine/") for record in trainer.state.log_history for key in record)
+
+
+def test_streams_are_refused(tmp_path):
+    data = {task: rows.to_iterable_dataset() for task, rows in tiny_data().items()}
+    trainer = MultiTaskTrainer(tiny_model(), arguments(tmp_path, max_steps=1), train_dataset=data)
+    with pytest.raises(ValueError, match=r"these have no length: leave ConflictCallback \(conflict_steps\) out"):
+        ConflictCallback(trainer, every=1)
+
+
 def test_mean_cosines():
     log = [{"cosine/a/b": 0.5}, {"loss": 1.0}, {"cosine/a/b": -0.1, "cosine/mean": 9.0}]
     np.testing.assert_allclose(mean_cosines(log, ["a", "b"]), [[1.0, 0.2], [0.2, 1.0]])

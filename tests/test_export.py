@@ -467,6 +467,7 @@ def test_question_answering(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "task", "reason"),
     [
+        ("t5", MultipleChoice(2), "AutoModelForMultipleChoice knows no model for T5Config"),
         ("t5", QuestionAnswering(), "T5ForQuestionAnswering also runs decoder."),
         ("modernbert", QuestionAnswering(), "no weights turn off: head.norm"),
         ("bert", MaskedLanguageModeling(), "as an auxiliary task"),
@@ -496,6 +497,14 @@ def test_layers_put_into_the_encoder(tmp_path: Path) -> None:
     query.adapter = nn.Linear(16, 16)
     with pytest.raises(ValueError, match="no place for encoder.layer.0.attention.self.query.adapter.weight"):
         export_task(model, "topic", tmp_path)
+
+
+def test_where_every_token_has_an_answer_the_padding_is_not_asked_for(tmp_path: Path) -> None:
+    model = make_model("gpt2", "last", {"tags": TokenClassification(3)})
+    model.config.encoder.pad_token_id = None
+    export_task(model, "tags", tmp_path)
+    stock = load(tmp_path, model, "token")
+    assert stock.config.pad_token_id is None and difference(stock, model, "tags") < 1e-6
 
 
 def test_a_decoder_needs_to_know_the_padding(tokenizer: BertTokenizer, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import LENGTH, VOCAB, arguments, tiny_data, tiny_encoder, tiny_model, train
+from test_user_module import Net
 from torch import nn
 from transformers import TrainerCallback
 
@@ -143,6 +144,11 @@ def test_what_cannot_be_frozen_is_named(tmp_path: Path) -> None:
         trainer(tiny_model(dtype=torch.float32), freeze_layers=3)
     with pytest.raises(ValueError, match="`freeze_layers` must be a number of layers, and is -1"):
         arguments(tmp_path, freeze_layers=-1)
+    for options in ({"freeze_encoder": True}, {"freeze_layers": 1}):
+        with pytest.raises(
+            ValueError, match=r"know the parts of a MultiTaskModel alone, and not of Net: call `\.requires_grad_"
+        ):
+            trainer(Net(), **options)
     with pytest.raises(ValueError, match="`freeze_encoder=True` trains the heads alone"):
         model = tiny_model(dtype=torch.float32)
         model.encoder.requires_grad_(False)

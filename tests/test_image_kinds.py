@@ -148,6 +148,7 @@ def test_depth_is_scored_where_there_is_a_label() -> None:
     scores = judge(DepthEstimation(), [[[1.0, 3.0], [9.0, 2.0]]], [[[1.0, 2.0], [0.0, 4.0]]])
     assert scores == {"absolute_error": 1.0, "relative_error": pytest.approx(1 / 3), "delta_1": pytest.approx(1 / 3)}
     assert all(map(math.isnan, judge(DepthEstimation(), [[[nan]]], [[[1.0]]]).values()))
+    assert judge(DepthEstimation(), [[[1.0, 2.0]]], [[[0.0, nan]]]) == {}
 
 
 def test_normals_are_scored_by_their_angle() -> None:
@@ -158,6 +159,9 @@ def test_normals_are_scored_by_their_angle() -> None:
     scores = judge(SurfaceNormals(), predictions, labels)
     assert scores["mean_angle"] == pytest.approx(60) and scores["median_angle"] == pytest.approx(60)
     assert (scores["within_11"], scores["within_22"], scores["within_30"]) == (0.0, 0.5, 0.5)
+    diverged = judge(SurfaceNormals(), np.full_like(predictions, nan), labels)
+    assert diverged.keys() == scores.keys() and all(map(math.isnan, diverged.values()))
+    assert judge(SurfaceNormals(), predictions, np.zeros_like(labels)) == {}
 
 
 def test_the_baseline_is_one_answer_for_every_pixel() -> None:
@@ -167,6 +171,8 @@ def test_the_baseline_is_one_answer_for_every_pixel() -> None:
     up = np.zeros((3, 1, 2))
     up[1] = 1.0
     assert baseline_metrics(SurfaceNormals(), [up])["mean_angle"] == pytest.approx(0.0)
+    with pytest.raises(ValueError, match="at least one training label, and all of them are missing"):
+        baseline_metrics(DepthEstimation(), [np.zeros((2, 2))])
 
 
 def test_images_of_a_processor_train_six_kinds(tmp_path: Path) -> None:

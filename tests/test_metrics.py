@@ -19,7 +19,13 @@ from hf_dbmtl.metrics import (
     main_metric,
     resolve_metric,
 )
-from hf_dbmtl.tasks import Classification, MultiLabelClassification, Regression, TokenClassification
+from hf_dbmtl.tasks import (
+    Classification,
+    MaskedLanguageModeling,
+    MultiLabelClassification,
+    Regression,
+    TokenClassification,
+)
 
 
 NAN = math.nan
@@ -301,6 +307,10 @@ def test_majority_per_token_takes_ragged_rows():
 def test_baseline_needs_training_labels():
     with pytest.raises(ValueError, match="at least one training label"):
         baseline_metrics(Classification(2), [None, -100], [0, 1])
+    with pytest.raises(
+        TypeError, match="no baseline for tasks of kind 'masked_language_modeling', whose labels no dataset"
+    ):
+        baseline_metrics(MaskedLanguageModeling(), [[1, 2]])
 
 
 # ---- Δp

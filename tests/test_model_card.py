@@ -117,6 +117,19 @@ def test_results_are_in_the_table_and_in_the_model_index():
     assert images[0].task_type == "image-classification"
 
 
+def test_a_main_metric_that_was_chosen():
+    results = {"mrpc": {"accuracy": 0.9, "f1": 0.8}, "stsb": {"r2": 0.7}}
+    card = create_model_card(content(results=results, main_metrics={"mrpc": "f1"}))
+    assert [row[1:3] for row in tables(card)[1][1:]] == [["f1", "0.8000"], ["r2", "0.7000"]]
+    assert [metric.metric_type for metric in card.data.eval_results] == ["f1", "accuracy", "r2"]
+
+
+def test_packages_that_are_not_there_have_no_version(monkeypatch):
+    monkeypatch.setattr(model_card, "FRAMEWORKS", ("torch", "hf-dbmtl-nothing"))
+    text = create_model_card(content(versions=model_card._versions())).text
+    assert f"torch {torch.__version__.split('+')[0]}" in text.lower() and "hf-dbmtl-nothing" not in text
+
+
 def test_two_tasks_of_one_kind_stay_apart_in_the_model_index():
     tasks = {name: Classification(2).to_dict() for name in ("a", "b")}
     card = create_model_card(content(tasks=tasks, results={"a": {"accuracy": 0.1}, "b": {"accuracy": 0.9}}))

@@ -210,6 +210,21 @@ def test_weights_load_in_float32_unless_asked_otherwise(tmp_path):
     assert MultiTaskModel.from_pretrained(tmp_path / "model", torch_dtype="float64").dtype == torch.float64
 
 
+def test_weights_that_do_not_fit_into_memory_are_not_called_damaged(tmp_path, monkeypatch):
+    make_model().save_pretrained(tmp_path)
+
+    def full(*args, **options):
+        raise error("no room")
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", full)
+    error = torch.OutOfMemoryError
+    with pytest.raises(torch.OutOfMemoryError, match="^no room$"):
+        MultiTaskModel.from_pretrained(tmp_path)
+    error = RuntimeError  # whose subclass it is
+    with pytest.raises(ValueError, match="weights are damaged"):
+        MultiTaskModel.from_pretrained(tmp_path)
+
+
 def test_an_encoder_given_as_a_module_is_kept_as_it_is():
     encoder = make_encoder().double().train()
     encoder.resize_token_embeddings(60, mean_resizing=False)

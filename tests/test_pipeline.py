@@ -13,6 +13,7 @@ from transformers import (
     BertConfig,
     BertModel,
     BertTokenizer,
+    CanineTokenizer,
     ViTConfig,
     ViTImageProcessor,
     ViTModel,
@@ -189,6 +190,10 @@ def test_questions(tokenizer: BertTokenizer) -> None:
     assert list(ask(TEXTS[0])) == ["topic"]
     with pytest.raises(ValueError, match="'squad' .question_answering. has no answer to such an input"):
         ask(TEXTS[0], tasks=["squad"])
+    assert ask({"question": "why ?", "context": ""})["squad"] == {"answer": "", "score": 0.0, "start": 0, "end": 0}
+    ask = pipeline("multi-task", model=model, tokenizer=CanineTokenizer(), device="cpu")
+    with pytest.raises(ValueError, match="need a fast tokenizer, which knows where a token stands"):
+        ask({"question": "why ?", "context": TEXTS[1]})
 
 
 def test_choices(tokenizer: BertTokenizer) -> None:
@@ -204,6 +209,9 @@ def test_choices(tokenizer: BertTokenizer) -> None:
     }
     assert same(ask(asked, batch_size=3), [ask(one) for one in asked])
     assert list(ask(TEXTS[0])) == ["topic"]
+    model.tasks["best"].label_names = ["first", "second"]
+    named = ask(asked[0])["best"]
+    assert (named["choice"], named["label"]) == (index, ["first", "second"][index])
 
 
 def test_an_auxiliary_task_has_no_answer(tokenizer: BertTokenizer) -> None:

@@ -72,6 +72,20 @@ def test_a_terminal(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         logging.getLogger("transformers").removeHandler(handler)
 
 
+def test_after_an_error_the_next_run_has_a_bar_of_its_own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal(monkeypatch)
+    args, control = TrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=False), TrainerControl()
+    bar = MultiTaskProgressCallback()
+    bar.on_train_begin(args, TrainerState(max_steps=4, is_world_process_zero=True), control)
+    first = bar.training_bar  # which no `on_train_end` closes
+    state = TrainerState(max_steps=7, is_world_process_zero=True)
+    bar.on_train_begin(args, state, control)
+    assert bar.training_bar is not first and sys.stderr is not screen
+    bar.on_train_end(args, state, control)
+    assert sys.stderr is screen and bar.training_bar is None  # given back by both
+    assert "0/4" in screen.getvalue() and "0/7" in screen.getvalue()
+
+
 def test_what_is_no_terminal(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dumb terminal, or a pipe: one line, that of tqdm."""
     screen = terminal(monkeypatch)

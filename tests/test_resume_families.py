@@ -14,7 +14,7 @@ from test_encoder_families import data_of, model_of
 from transformers import Trainer
 
 from hf_dbmtl import MultiTaskTrainer
-from hf_dbmtl.renamed_weights import has_other_names
+from hf_dbmtl.renamed_weights import has_other_names, load_by_other_names
 
 
 FAMILIES = (*TEXT, *IMAGE)
@@ -58,6 +58,19 @@ def test_weights_that_are_passed_over_would_show(tmp_path: Path) -> None:
     again = trainer_of("vit", tmp_path / "again", Stock, seed=1)
     again.train(resume_from_checkpoint=folder)
     assert len(differing(whole, again)) > 10
+
+
+def test_weights_in_several_files(tmp_path: Path) -> None:
+    """Their index tells the names; a folder without weights has none."""
+    model, other = model_of("vit"), model_of("bert")
+    for one, name in ((model, "vit"), (other, "bert")):
+        one.save_pretrained(tmp_path / name, max_shard_size="2KB")
+        assert not (tmp_path / name / "model.safetensors").exists()
+    assert has_other_names(str(tmp_path / "vit"), model) and not has_other_names(str(tmp_path / "bert"), other)
+    assert not has_other_names(str(tmp_path), model)
+    fresh = model_of("vit", 1)
+    load_by_other_names(str(tmp_path / "vit"), fresh)
+    assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

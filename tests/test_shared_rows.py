@@ -189,6 +189,13 @@ def test_a_module_of_somebodys_own(tmp_path: Path) -> None:
         train(Module(("price",)), arguments(tmp_path), {"things": data.remove_columns("price")})
 
 
+@pytest.mark.parametrize("prices", [[[1.0], [1.0, 2.0]], ["cheap", "dear"]], ids=["lists", "texts"])
+def test_labels_of_a_module_that_are_no_tensor_name_their_task(prices: list, tmp_path: Path) -> None:
+    data = Dataset.from_dict({"features": [[1.0, 2.0, 3.0]] * 8, "price": prices * 4, "size": [1.0] * 8})
+    with pytest.raises(ValueError, match="Task 'price': its labels cannot be put into one tensor .*give numbers, or"):
+        train(Module(), arguments(tmp_path, max_steps=1), {"things": data})
+
+
 @pytest.mark.parametrize("options", [{"mixing": "proportional"}, {"per_task_batch_size": {"both": 6, "tags": 2}}])
 def test_a_group_is_mixed_as_one_dataset(options: dict[str, Any], tmp_path: Path) -> None:
     tasks = {**TWO, "tags": TASKS["tags"]}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -167,10 +168,31 @@ def test_without_a_state_it_trains_and_does_not_resume(tmp_path: Path) -> None:
     run(tmp_path / "anew", data, checkpoint, ignore_data_skip=True)
 
 
+def test_a_state_that_json_does_not_know_is_none(tmp_path: Path) -> None:
+    class Counting(Rows):
+        def state_dict(self) -> dict:
+            return {"next": np.int64(self.next)}
+
+    data = {task: Counting(rows) for task, rows in sized().items()}
+    run(tmp_path / "whole", data)
+    with pytest.raises(
+        ValueError, match="Task 'topic': its dataset, a Counting, .*by a `state_dict` of what JSON knows"
+    ):
+        run(tmp_path / "resumed", data, tmp_path / "whole" / "checkpoint-4")
+
+
 def test_a_checkpoint_of_a_run_on_others_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "sized", sized())
     with pytest.raises(ValueError, match="holds no streams.json"):
         run(tmp_path / "stream", STREAMS["plain"](), tmp_path / "sized" / "checkpoint-4")
+    run(tmp_path / "apart", STREAMS["plain"]())
+    columns = {task: rows["labels"][:9] for task, rows in sized().items()}
+    rows = sized()["topic"].select(range(9)).remove_columns("labels")
+    together = {"all": Dataset.from_dict({**rows.to_dict(), **columns}).to_iterable_dataset()}
+    with pytest.raises(
+        ValueError, match="Group 'all': the checkpoint does not tell where .*Resume with the datasets of"
+    ):
+        run(tmp_path / "together", together, tmp_path / "apart" / "checkpoint-4")
 
 
 @pytest.mark.parametrize(

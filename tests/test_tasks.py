@@ -57,6 +57,7 @@ def test_num_labels_follows_the_names():
         (Regression, {"dropout": 1.0}, ValueError, r"\[0, 1\), got 1.0"),
         (Regression, {"dropout": "0.1"}, ValueError, r"\[0, 1\), got '0.1'"),
         (Regression, {"main_metric": 3}, TypeError, "name of a metric, got 3"),
+        (Regression, {"head": dict}, TypeError, "head must be the name that register_head gave .* got <class 'dict'>"),
     ],
 )
 def test_impossible_declarations_are_refused(kind, options, error, message):
@@ -213,6 +214,7 @@ def test_token_labels_follow_the_padding_of_the_inputs():
     [
         (Classification(2), 3, ValueError, r"label 3 is outside \[0, 2\): set num_labels=4 or mend the data"),
         (Classification(2), -1, ValueError, r"label -1 is outside \[0, 2\): mend the data \(a missing label is None"),
+        (Classification(2), 2**70, ValueError, r"label 1180591620717411303424 is outside \[0, 2\): mend the data"),
         (Classification(2), "yes", TypeError, "label 'yes' is of type str: .*ClassLabel.*label2id"),
         (Classification(2), 1.0, TypeError, "label 1.0 is of type float: give the integer index"),
         (Classification(2), [1], TypeError, r"label \[1\] is of type list"),

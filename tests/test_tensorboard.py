@@ -6,6 +6,7 @@ from collections import defaultdict
 
 import pytest
 from helpers import TASKS, arguments, tiny_data, tiny_model, train
+from transformers import TrainerControl, TrainerState
 
 from hf_dbmtl import MultiTaskTrainer
 from hf_dbmtl.conflicts import ConflictCallback
@@ -49,6 +50,14 @@ def test_tags(tmp_path):
     args = arguments(tmp_path / "stock", max_steps=2, report_to="tensorboard")
     train(tiny_model(), args, tiny_data())  # the control
     assert "train/loss/topic" in events(tmp_path / "stock")["scalars"]
+
+
+def test_one_process_writes(tmp_path):
+    """The others have no writer, and make none of what is logged."""
+    callback = MultiTaskTensorBoardCallback(["topic"])
+    state, logs = TrainerState(is_world_process_zero=False), {"loss/topic": 1.0, "loss": 1.0}
+    callback.on_log(arguments(tmp_path), state, TrainerControl(), logs=logs)
+    assert callback.tb_writer is None and not list(tmp_path.rglob("events.*"))
 
 
 def test_nothing_to_replace(tmp_path):

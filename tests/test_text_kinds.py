@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from helpers import LENGTH, VOCAB, arguments, tiny_dataset, tiny_encoder
-from transformers import BertForMultipleChoice, BertForQuestionAnswering, BertModel, BertTokenizer
+from transformers import BertForMultipleChoice, BertForQuestionAnswering, BertModel, BertTokenizer, EvalPrediction
 
 from hf_dbmtl import (
     Classification,
@@ -21,6 +22,7 @@ from hf_dbmtl import (
 )
 from hf_dbmtl.gradients import split_parameters
 from hf_dbmtl.masking import Masking
+from hf_dbmtl.metrics import default_compute_metrics
 
 
 IDS = torch.arange(4 * LENGTH).reshape(4, LENGTH) % VOCAB
@@ -49,6 +51,17 @@ def test_question_answering_is_the_stock_model() -> None:
     missing = model("answer", input_ids=IDS, labels=torch.tensor([[0, 2], [-100, -100], [1, 6], [0, 0]]))
     assert missing.num_items == 3
     assert not torch.allclose(missing.loss, theirs.loss, atol=1e-3)
+
+
+def test_positions_are_scored_where_there_are_labels() -> None:
+    labels = np.array([[1, 2], [-100, -100]])
+    logits = np.zeros((2, 4, 2))
+    logits[0, [1, 3], [0, 1]] = logits[1, [0, 0], [0, 1]] = 9.0  # from 1 to 3 instead of 2
+    scores = default_compute_metrics(QuestionAnswering())
+    assert scores(EvalPrediction(logits, labels)) == {"exact_match": 0.0, "f1": pytest.approx(2 * 2 / (3 + 2))}
+    assert scores(EvalPrediction(logits, np.full_like(labels, -100))) == {}
+    logits[0, 0, 0] = np.nan
+    assert all(map(np.isnan, scores(EvalPrediction(logits, labels)).values()))
 
 
 def test_multiple_choice_is_the_stock_model() -> None:

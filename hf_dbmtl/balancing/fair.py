@@ -39,41 +39,43 @@ def solve_fair(gramian: Tensor, alpha: float) -> Tensor:
 
     Returns:
         `torch.Tensor` of shape `(tasks,)`: $w$. At a Pareto stationary point, where there is no solution since it lies
-        at infinity, that with 1e-8 added to the diagonal of $C$.
+        at infinity, that with 1e-8 added to the diagonal of $C$; where a weight is smaller than float64 can say, with
+        $\alpha$ of several hundreds, the weights of orthogonal gradients.
     """
     known = Equilibrated(gramian)
     middle = known.norms.log().mean().exp()  # taken out first, so that $k$ stays near 1 for any alpha
     power = 1.0 / alpha
-    factors = (known.norms / middle) ** (power - 1.0)
+    alone = (known.norms / middle) ** ((power - 1.0) / (power + 1.0))
     for ridge in (0.0, 1e-8):
-        products = known.cosines + ridge * torch.eye(len(factors), dtype=gramian.dtype)
-        solution = _newton(products, factors, power)
+        products = known.cosines + ridge * torch.eye(len(alone), dtype=gramian.dtype)
+        solution = _newton(products, alone, power)
         if solution is not None:
             break
     else:
-        solution = factors ** (1.0 / (1.0 + power))
+        solution = alone
     return solution / known.norms * middle ** ((power - 1.0) / (power + 1.0))
 
 
-def _newton(products: Tensor, factors: Tensor, power: float) -> Tensor | None:
+def _newton(products: Tensor, alone: Tensor, power: float) -> Tensor | None:
     """
-    Newton steps on $C y = k y^{-p}$ from the solution for orthogonal gradients; `None` where they do not converge. The
-    function is convex: a step is short enough where the slope at its end does not point uphill as steeply as it began.
+    Newton steps on $C y = k y^{-p}$ from the solution for orthogonal gradients, `alone`, whose power of $1 + p$ is $k$, which
+    may be too large a number to write down; `None` where they do not converge. The function is convex: a step is short
+    enough where the slope at its end does not point uphill as steeply as it began.
     """
-    y = factors ** (1.0 / (1.0 + power))
-    for _ in range(200):
-        pull = factors * y**-power
+    y = alone
+    for _ in range(1000):
+        pull = alone * (y / alone) ** -power
         residual = products @ y - pull
         if (residual.abs() <= 1e-13 * (pull + products.abs() @ y)).all():
             return y
-        step = -torch.linalg.solve(products + torch.diag(power * pull / y), residual)
+        step = -torch.linalg.solve_ex(products + torch.diag(power * pull / y), residual).result
         if not step.isfinite().all():
             return None
         start = (residual @ step).item()
         length = min(1.0, 0.9 / max((-step / y).max().item(), 0.9))  # y stays positive
         for _ in range(40):
             there = y + length * step
-            if (products @ there - factors * there**-power) @ step <= -0.9 * start:
+            if (products @ there - alone * (there / alone) ** -power) @ step <= -0.9 * start:
                 break
             length /= 2
         y = there

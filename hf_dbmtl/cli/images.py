@@ -46,7 +46,13 @@ def encode_images(
         )
     labels = {into: reader(rows.select_columns(reader.columns)[:]) for into, reader in others.items()}
     if not isinstance(rows.features[column], Image):
-        rows = rows.cast_column(column, Image())
+        try:
+            rows = rows.cast_column(column, Image())
+        except (NotImplementedError, TypeError, ValueError) as error:
+            raise CommandError(
+                f"Task '{named}': the column '{column}' holds {rows.features[column].dtype}, and must hold images or the "
+                "paths of images: name another in `image`."
+            ) from error
     rows = rows.select_columns([column, *dict.fromkeys(reader.column for reader in maps.values())])
     for into, of_rows in labels.items():
         rows = rows.add_column(into, of_rows)

@@ -9,10 +9,12 @@ import torch
 from helpers import arguments
 from test_catalogue import NAMES
 from test_reference import CASES, Batches, Quadratic
+from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN
 
 from hf_dbmtl import MultiTaskTrainer
 from hf_dbmtl.balancing import make_balancer
 from hf_dbmtl.checkpoint import BALANCER_NAME
+from hf_dbmtl.manifest import MANIFEST_NAME
 
 
 CASE = CASES["three_tasks"]
@@ -59,3 +61,25 @@ def test_without_its_state_it_is_another_run(name: str, tmp_path: Path, monkeypa
     monkeypatch.setattr(kind, "load_vectors", lambda self, vectors: None)
     assert (tmp_path / "checkpoint-2" / BALANCER_NAME).is_file()
     assert not same(end(tmp_path / "resumed", name, tmp_path / "checkpoint-2"), whole)
+
+
+def test_an_optimizer_saved_under_fsdp_is_told(tmp_path: Path) -> None:
+    end(tmp_path, "db_mtl")
+    checkpoint = tmp_path / "checkpoint-2"
+    (checkpoint / OPTIMIZER_NAME).rename(checkpoint / OPTIMIZER_NAME_BIN)  # as it is called there
+    (checkpoint / MANIFEST_NAME).unlink()
+    with pytest.raises(
+        ValueError, match="checkpoint-2' was saved with FSDP, .*Resume as it was saved .* start a new run"
+    ):
+        end(tmp_path / "resumed", "db_mtl", checkpoint)
+
+
+def test_a_checkpoint_of_the_model_alone_begins_the_averages_anew(tmp_path: Path, caplog) -> None:
+    options = {"save_strategy": "steps", "save_steps": 1, "logging_strategy": "no", "per_device_train_batch_size": 1}
+    args = arguments(tmp_path, max_steps=2, save_only_model=True, **options)
+    MultiTaskTrainer(Quadratic(CASE), args, train_dataset=DATA).train()
+    assert not (tmp_path / "checkpoint-2" / BALANCER_NAME).exists()
+    trainer = MultiTaskTrainer(Quadratic(CASE), arguments(tmp_path, max_steps=3, **options), train_dataset=DATA)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert (trainer.state.global_step, trainer.balancer.steps) == (3, 1)
+    assert "checkpoint-2' was saved without optimizer and balancer: both begin anew." in caplog.text

@@ -31,6 +31,44 @@ def test_least_squares_comes_to_the_same(alpha: float) -> None:
     assert relative(weigh(FairGrad(alpha), gradients), weigh(FairGrad(alpha, solver="newton"), gradients)) < 1e-6
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of SciPy's own
+def test_where_least_squares_fails_newton_solves_it() -> None:
+    """A power of 1000 is beyond what the solver can be started with."""
+    gradients = random_gradients(3, 12, seed=1)
+    part = FairGrad(0.001)
+    with pytest.raises(ValueError, match="not finite"):
+        part._weighting(gradients @ gradients.T)
+    assert residual(weigh(part, gradients), gradients, 0.001) < 1e-9
+
+
+@pytest.mark.parametrize("alpha", [0.01, 100.0])
+def test_norms_and_powers_far_apart(alpha: float) -> None:
+    """Weights of which some are next to nothing, and powers of the norms that no number can hold."""
+    gradients = torch.eye(2, 6, dtype=torch.float64) * torch.tensor([[1e-12], [1e12]])
+    expected = gradients.norm(dim=1) ** (-2 * alpha / (1 + alpha))
+    assert relative(weigh(FairGrad(alpha, solver="newton"), gradients), expected) < 1e-12
+    crowded = random_gradients(8, 6, seed=1)
+    for more in (alpha, 500.0):
+        weights = weigh(FairGrad(more, solver="newton"), crowded)
+        assert residual(weights, crowded, more) < 1e-9 and weights.min() < (1e-280 if more == 500.0 else 1.0)
+
+
+def test_opposed_gradients_have_a_solution_with_something_added() -> None:
+    """Two that are opposed have none: the system is singular."""
+    gradients = random_gradients(8, 6, seed=1)
+    gradients[1] = -gradients[0]
+    weights = weigh(FairGrad(100, solver="newton"), gradients)
+    assert weights.isfinite().all() and weights[:2].min() > 1e6 > weights[2:].max()
+
+
+def test_weights_smaller_than_a_number_can_be_are_those_of_orthogonal_gradients() -> None:
+    """More gradients than dimensions, and a power next to zero."""
+    gradients, alpha = random_gradients(8, 6, seed=1), 1e3
+    weights = weigh(FairGrad(alpha, solver="newton"), gradients)
+    torch.testing.assert_close(weights, gradients.norm(dim=1) ** (-2 * alpha / (1 + alpha)))
+    assert residual(weights, gradients, alpha) > 1e-2
+
+
 @pytest.mark.parametrize("factor", [1e-12, 1e-4, 1e4, 1e12])
 @pytest.mark.parametrize("solver", ["least_squares", "newton"])
 @pytest.mark.parametrize("alpha", [1.0, 2.0])

@@ -50,6 +50,18 @@ def test_a_task_without_a_gradient_stays(optimizer: str) -> None:
     assert learned["b"] == alone["b"]
 
 
+def test_a_state_without_numbers_leaves_them() -> None:
+    """As of a run with another balancer."""
+    learned = Learned(0.05, "adam")
+    learned.setup(TASKS, 0.4)
+    learned.step({"a": 1.0})
+    before = learned.values()
+    learned.load_state_dict({"step": torch.zeros(3)})
+    assert torch.equal(learned.values(), before)
+    learned.load_state_dict({"learned": before + 1})  # the control
+    assert torch.equal(learned.values(), before + 1)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("before", [0, 1, 4])
 def test_state_round_trip(before: int, optimizer: str) -> None:

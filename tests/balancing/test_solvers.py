@@ -1,11 +1,15 @@
-"""Packages that a balancer needs and that are not installed."""
+"""Packages that a balancer needs and that are not installed, and solvers that find nothing."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import scipy.optimize
+import torch
+from gramians import random_gradients, weigh
 from helpers import arguments
 
 from hf_dbmtl.balancing import make_balancer
@@ -22,6 +26,35 @@ def test_a_missing_solver_is_named(name: str, package: str, monkeypatch: pytest.
         make_balancer(name)
     with pytest.raises(ImportError, match=message):  # as the arguments are made, not when the run is under way
         arguments(tmp_path, balancer=name)
+
+
+@pytest.mark.parametrize("name", ["mgda", "upgrad", "dualproj"])
+def test_least_squares_that_find_nothing_are_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any, **options: Any) -> None:
+        raise RuntimeError("Maximum number of iterations reached.")
+
+    gradients = random_gradients(3, 8) @ torch.diag(torch.tensor([1.0, -1.0] * 4, dtype=torch.float64))
+    gradients[1] = -0.5 * gradients[0] + 0.1 * gradients[1]  # a conflict
+    part = make_balancer(name).weighting
+    weigh(part, gradients)
+    monkeypatch.setattr(scipy.optimize, "nnls", fails)
+    with pytest.raises(ValueError, match=f"The balancer '{name}' found no solution .* products are .*: Maximum number"):
+        weigh(part, gradients)
+
+
+def test_a_convex_solver_that_fails_is_told_with_step_and_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fails:
+        def __call__(self, gramian: torch.Tensor) -> None:
+            raise ArithmeticError("numerical trouble")
+
+    part = make_balancer("cagrad").weighting
+    weigh(part, random_gradients(2, 8))
+    monkeypatch.setattr(part, "_weighting", Fails())
+    message = (
+        r"CLARABEL found no solution for `cagrad` in balanced step 7, .* tasks \['t0', 't1'\] .*: numerical trouble"
+    )
+    with pytest.raises(ValueError, match=message):
+        weigh(part, random_gradients(2, 8), step=7)
 
 
 def test_what_needs_no_solver_asks_for_none(monkeypatch: pytest.MonkeyPatch) -> None:

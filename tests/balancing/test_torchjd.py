@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -224,6 +225,9 @@ def test_options() -> None:
         make_balancer(jds.UW(3), {"lr": 0.1})
     with pytest.raises(ValueError, match="`optimizer` must be one of"):
         make_balancer(jds.UW(3), {"optimizer": "lion"})
+    for rate in (-1.0, math.inf):
+        with pytest.raises(ValueError, match=f"`learning_rate` must be a finite number, zero or more, and is {rate}"):
+            make_balancer(jds.UW(3), {"learning_rate": rate})
     assert make_balancer(jds.UW(3), {"optimizer": "adam"}).transform.kept.optimizer.defaults["lr"] == 2.5e-3
 
 
@@ -262,6 +266,18 @@ def test_numbers_that_are_not_finite() -> None:
 
     with pytest.raises(ValueError, match="TorchJD's Broken gave .*inf.* in balanced step 1"):
         play(balancer(Broken()), STEPS)
+
+
+def test_derivatives_that_are_not_finite() -> None:
+    """The geometric mean has none at a loss of zero."""
+    adapted = balancer(jds.GeometricMean())
+    adapted.begin()
+    for number, (task, item) in enumerate(STEPS[0].items()):
+        adapted.take(task, item.loss * number, vector(item.gradient))
+    with pytest.raises(
+        ValueError, match=r"TorchJD's GeometricMean has the derivatives \[nan, .* losses {'t0': 0.0, .*name"
+    ):
+        adapted.balance()
 
 
 def test_what_cannot_be_saved() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
 
 from hf_dbmtl import MultiTaskTrainingArguments
 from hf_dbmtl.cli.config import read_config, run_settings, training_settings
+from hf_dbmtl.cli.values import fit
 from hf_dbmtl.cli.yaml_file import parse_yaml
 from hf_dbmtl_cli import CommandError
 
@@ -73,6 +75,25 @@ def test_command_line_wins(read):
     )
     assert (args.balancer_kwargs, args.logging_first_step) == ({"alpha": "mean"}, True)
     assert read(GOOD, "--balancer_kwargs", "null")[1].balancer_kwargs is None
+
+
+def test_command_line_reaches_into_mappings(read):
+    """One entry of a mapping within a mapping, the others as the file has them; or a task as a whole."""
+    text = GOOD + "lr_scheduler_kwargs: {a: {b: 1, c: 2}}\n"
+    _, args = read(text, *"--lr_scheduler_kwargs.a.b 3 --lr_scheduler_kwargs.d.e 4".split())
+    assert args.lr_scheduler_kwargs == {"a": {"b": 3, "c": 2}, "d": {"e": 4}}
+    settings, _ = read(GOOD, "--tasks.mrpc", "{kind: regression, dataset: {path: other.csv}}")
+    task = settings.tasks["mrpc"]
+    assert (task.kind, task.dataset.path, task.label_names, task.texts) == ("regression", "other.csv", None, ["text"])
+
+
+def test_one_value_of_a_kind():
+    """A hint that admits one value beside a kind: `false` is understood, and other booleans and numbers are not."""
+    hint = str | Literal[False] | None
+    assert fit(False, hint) is False and fit("a", hint) == "a" and fit(None, hint) is None
+    for value, shown in ((True, "true"), (0, "0")):
+        with pytest.raises(ValueError, match=f"must be a string or false.*, and is {shown}"):
+            fit(value, hint)
 
 
 def test_logging_steps(read):
@@ -209,6 +230,7 @@ def test_refused_in_the_file(read, text, said):
         ("--tasks.mrcp.text x", ["command line: --tasks.mrcp", "'mrpc'"]),
         ("--tasks.mrpc.txt x", ["command line: --tasks.mrpc.txt", "'text'"]),
         ("--tasks.mrpc.dataset.pth x", ["--tasks.mrpc.dataset.pth", "'path'"]),
+        ("--tasks.mrpc x", ["command line: --tasks.mrpc: it must be a mapping of kind, dataset", "and is 'x'"]),
         ("--balancer ew", ["run.yaml and the command line", "'beta'"]),
         ("2e-5", ["'2e-5' stands before any setting"]),
         ("--max_steps 1 2", ["--max_steps: it must be a whole number, and is [1, 2]"]),

@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from hf_dbmtl.cli.compare_plan import parse_methods, parse_seeds, write_atomically
+from hf_dbmtl.cli import compare
+from hf_dbmtl.cli.compare_plan import PlannedRun, parse_methods, parse_seeds, write_atomically
 from hf_dbmtl_cli import main
 
 
@@ -136,6 +138,48 @@ def test_interrupted(config, how, folder, capsys):
     assert capsys.readouterr().out.count("finished before") == len(finished)
 
 
+def test_interrupted_before_the_first_result(config, monkeypatch, capsys):
+    def interrupted(one: PlannedRun, keep_models: bool) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "in_a_process", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", config, "--balancers", "ew", "--seeds", "1", "--output_dir", "interrupted_at_once"])
+    assert ended.value.code == 130
+    shown = capsys.readouterr().out
+    assert "The same command goes on with what is not finished." in shown and "No run is finished." in shown
+    assert not Path("interrupted_at_once/compare/comparison.md").exists()
+
+
+def test_several_processes_that_are_killed(config, monkeypatch, capsys):
+    """Every run goes to the launcher, and one that leaves neither a result nor an error does not end the others."""
+    launched = []
+
+    def killed(one: PlannedRun, keep_models: bool, command) -> None:
+        launched.append((str(one), command(["module"])[0][-5:]))
+
+    monkeypatch.setattr(compare, "in_several", killed)
+    words = ["--balancers", "ew,log", "--seeds", "1", "--reference", "ew", "--num_processes", "2"]
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", config, *words, "--output_dir", "killed"])
+    assert ended.value.code == 1
+    ending = ["--standalone", "--nproc_per_node", "2", "-m", "module"]
+    assert launched == [("ew, seed 42", ending), ("log, seed 42", ending)]
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("its process was killed (out of memory?)") == 2 and "No run is finished." in shown
+
+
+def test_reference_that_failed(tmp_path, capsys):
+    """The methods are shown without the comparison, and it is said why."""
+    folder = tmp_path / "runs" / "ew"
+    folder.mkdir(parents=True)
+    found = {"metrics": {"score": {"mse": 0.5}}, "seconds_per_step": 0.1, "memory_bytes": 0, "log_history": []}
+    (folder / "result.json").write_text(json.dumps(found))
+    planned = [PlannedRun("ew", 0, folder, {}), PlannedRun("log", 0, tmp_path / "runs" / "log", {})]
+    compare.report(planned, tmp_path, {"score": ["mse"]}, "log", Console(width=200))
+    assert "ew: no Δp, since the reference 'log' has no result for score" in capsys.readouterr().out
+
+
 def test_methods():
     config = {"balancer": "db_mtl", "balancer_kwargs": {"beta": 0.1}}
     found = parse_methods("[ew, db_mtl, {db_mtl: {beta: 0.5}}, log+pcgrad]", config)
@@ -152,10 +196,15 @@ def test_methods():
         ("--balancers [{db_mtl:{bet:1}}]", ["--balancers"]),
         ("--balancers ew,ew", ["'ew' is there twice"]),
         ("--balancers ,", ["name one at least"]),
+        ('--balancers [{"ew":1}]', ["--balancers: {'ew': 1} must be a name, or a name with its options: {db_mtl:"]),
+        ("--balancers ew,auto_lambda", ["'auto_lambda' tunes its weights on rows held out", "validation_fraction"]),
+        ("--num_processes 0", ["--num_processes must be 1 or more, and is 0"]),
         ("--seeds three", ["--seeds must be a number of seeds", "'three'"]),
         ("--seeds 1,1", ["each once"]),
         ("--reference log", ["--reference must be single-task or one of the methods"]),
         ("--metrics {feeling:[acc]}", ["--metrics"]),
+        ("--metrics accuracy", ["--metrics must be a mapping such as '{mrpc: [accuracy, f1]}', and is 'accuracy'"]),
+        ("--metrics {felling:[accuracy]}", ["--metrics: there is no task felling, only feeling, score."]),
         ("--tasks.score.dataset.eval_fraction 0", ["Task 'score' has nothing to evaluate on"]),
     ],
 )
@@ -167,6 +216,13 @@ def test_refused(config, words, said, capsys):
     for part in said:
         assert part in shown
     assert not Path("refused_comparison").exists()
+
+
+def test_no_file_named(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", "--balancers", "ew"])
+    assert ended.value.code == 2
+    assert "name the YAML file: hf-dbmtl compare config.yaml --balancers ew,db_mtl" in capsys.readouterr().err
 
 
 def test_atomic(tmp_path, monkeypatch):

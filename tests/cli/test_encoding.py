@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from datasets import Dataset
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, CanineTokenizer
 
 from hf_dbmtl.cli.encoding import encode
 from hf_dbmtl.cli.labels import LabelReader, declare_task
@@ -45,6 +45,14 @@ def test_words(tokenizer, max_length):
     assert split >= 1  # words of several tokens were there
     text = Dataset.from_dict({"words": [" ".join(one) for one in SENTENCES], "label": [" ".join(one) for one in TAGS]})
     assert run(tokenizer, text, "token_classification", ["words"], max_length)[:] == encoded[:]
+
+
+def test_words_need_a_fast_tokenizer():
+    rows = Dataset.from_dict({"words": SENTENCES, "label": TAGS})
+    with pytest.raises(
+        CommandError, match="^Task 't': CanineTokenizer does not tell .*: choose an encoder with a fast"
+    ):
+        run(CanineTokenizer(), rows, "token_classification", ["words"])
 
 
 def test_pairs(tokenizer):

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
+from hf_dbmtl.cli.images import encode_images
+from hf_dbmtl.cli.labels import LabelReader, declare_task
+from hf_dbmtl.cli.settings import DatasetSettings, TaskSettings
 from hf_dbmtl_cli import main
 
 
@@ -70,6 +75,9 @@ def test_train_evaluate_predict(pictures, capsys):
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["predictions"]["color"]["label"] for row in found] == ["red", "blue"]
     assert found[0]["image"] == "pictures/red/1.png"
+    with pytest.raises(SystemExit):
+        main(["predict", "seen", "pictures/red/nowhere.png"])
+    assert "there is no file pictures/red/nowhere.png." in capsys.readouterr().err
 
 
 def test_streamed(pictures):
@@ -87,6 +95,31 @@ def test_streamed(pictures):
     )
     assert len(whole) == 6 and rest == whole
     assert anew != whole  # the control: the images from the beginning
+
+
+def test_labels_alone(pictures):
+    """Asked for these, no image is opened: here there is none."""
+    rows = Dataset.from_dict({"file": ["nowhere.png", "nowhere.png"], "value": [0.5, None]})
+    settings = TaskSettings("regression", DatasetSettings(), image="file", label="value")
+    task = declare_task("t", settings, rows)
+    readers = {"labels": LabelReader.of("t", task, settings.labels, rows)}
+    made = encode_images(rows, ViTImageProcessor(), "file", readers)
+    one, other = made.select_columns("labels")["labels"]
+    assert one == 0.5 and math.isnan(other)
+    with pytest.raises(FileNotFoundError):
+        made[0]
+
+
+def test_row_without_an_image(pictures, capsys):
+    text = Path("bright.csv").read_text().splitlines()
+    Path("gap.csv").write_text("\n".join([*text[:5], ",1.0"]) + "\n")
+    with pytest.raises(SystemExit):
+        main(["train", pictures, "--tasks.brightness.dataset", "{path: gap.csv, eval_fraction: 0}"])
+    assert "Task 'brightness': the image column 'file' is empty in one row." in capsys.readouterr().err
+    Path("numbers.csv").write_text("file,value\n1.5,1.0\n2.5,0.5\n")
+    with pytest.raises(SystemExit):
+        main(["train", pictures, "--tasks.brightness.dataset", "{path: numbers.csv, eval_fraction: 0}"])
+    assert "Task 'brightness': the column 'file' holds float64, and must hold images or" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

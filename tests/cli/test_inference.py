@@ -7,12 +7,14 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_train import RUN
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_dbmtl import make_balancer
+from hf_dbmtl.cli import env
 from hf_dbmtl.cli.env import facts
 from hf_dbmtl.cli.inspect import balancer_memory
 from hf_dbmtl.cli.predict import read_rows
@@ -171,6 +173,12 @@ def test_env(capsys, monkeypatch):
     assert facts()["hf_dbmtl"]
 
 
+def test_env_without_a_package(monkeypatch):
+    monkeypatch.setattr(env, "PACKAGES", ("hf-dbmtl-nothing", "numpy"))
+    found = facts()
+    assert found["hf-dbmtl-nothing"] == "not installed" and found["numpy"] == np.__version__
+
+
 def test_rows_of_files(tmp_path):
     (tmp_path / "a.tsv").write_text("text\tlabel\nx\t1\n")
     (tmp_path / "b.txt").write_text("one\n\ntwo\r\n")
@@ -181,6 +189,25 @@ def test_rows_of_files(tmp_path):
     (tmp_path / "d.jsonl").write_text("[1]\n")
     with pytest.raises(CommandError, match="line 1: a line must hold an object"):
         list(read_rows([str(tmp_path / "d.jsonl")]))
+    (tmp_path / "e.jsonl").write_text('{"text": "y"}\n{"text": "y"\n')
+    with pytest.raises(CommandError, match=r"e.jsonl, line 2: this is not JSON: .* one object per line"):
+        list(read_rows([str(tmp_path / "e.jsonl")]))
+
+
+def test_nothing_to_evaluate_on(model, capsys):
+    words = [f"--tasks.{task}.dataset.eval_fraction=0" for task in ("feeling", "same", "score", "place")]
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "served.yaml", "--model", model, *words, "--tasks.score.dataset.split", "null"])
+    assert ended.value.code == 2
+    assert "none of the tasks has anything to evaluate on: see eval_fraction" in capsys.readouterr().err
+
+
+def test_task_that_the_model_has_not(model, capsys):
+    Path("renamed.yaml").write_text(RUN.replace("  feeling:", "  feling:"))
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "renamed.yaml", "--model", model])
+    assert ended.value.code == 2
+    assert "Task 'feling': the model has no such task: did you mean 'feeling'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -192,6 +219,10 @@ def test_rows_of_files(tmp_path):
             "evaluate served.yaml --model served --tasks.score.kind classification",
             "Task 'score': its kind is classification",
         ),
+        (
+            "evaluate served.yaml --model served --label_smoothing_factor 0.1",
+            "MultiTaskTrainer does not take `label_smoothing_factor`",
+        ),
         ("evaluate", "name the YAML file"),
         ("inspect", "name the YAML file"),
         ("predict served sst.csv", "there is no column 'text'"),
@@ -199,7 +230,24 @@ def test_rows_of_files(tmp_path):
         ("predict served sst.csv --tasks feling", "the model has no task 'feling': did you mean 'feeling'?"),
         ("predict served nothing.txt", "nothing.txt cannot be read"),
         ("predict served sst.csv --batch_size 0", "--batch_size must be 1 or more"),
+        (
+            "predict served scores.jsonl --text score",
+            "the column 'score' holds -1.0 in one row: --text names one of texts",
+        ),
+        (
+            "predict served scores.jsonl --choices score",
+            "the column 'score' holds -1.0 in one row: --choices names one",
+        ),
+        ("predict served scores.jsonl --choices scor", "there is no column 'scor': did you mean 'score'?"),
+        (
+            "predict served sst.csv --choices sentence,feeling --tasks same",
+            "Task 'same' (classification) has no answer to such an input",
+        ),
         ("export served nothing out", "the model has no task 'nothing'"),
+        (
+            "export served feeling served",
+            "'served' holds a multi-task model, which would be lost: choose another folder",
+        ),
     ],
 )
 def test_refused(model, words, said, capsys):

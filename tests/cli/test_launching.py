@@ -36,6 +36,9 @@ def test_commands(tmp_path):
     assert command(2, str(gpus), False) == [*launch, "--num_processes", "2", "-m", "hf_dbmtl", "train", "x.yaml"]
     # by accelerate itself it would be one process
     assert command(None, str(cpus), False)[: len(TORCHRUN) + 1] == [*TORCHRUN, "4"]
+    cpus.write_text("distributed_type: MULTI_CPU\nnum_machines: 2\nnum_processes: 4\nuse_cpu: true\n")
+    with pytest.raises(CommandError, match="cpus.yaml: several machines on CPUs: start torchrun on each of them"):
+        command(None, str(cpus), False)
     with pytest.raises(CommandError, match="--accelerate_config nowhere: there is no such file"):
         command(None, "nowhere", False)
     with pytest.raises(CommandError, match="--num_processes must be 1 or more"):

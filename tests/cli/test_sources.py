@@ -29,6 +29,7 @@ def formats(folder: Path) -> dict[str, DatasetSettings]:
     Path("saved", next(Path("saved").glob("*.arrow")).name).rename("rows.arrow")
     rows.save_to_disk("saved")
     DatasetDict(train=rows, validation=rows.select(range(3))).save_to_disk("saved_dict")
+    DatasetDict(validation=rows).save_to_disk("held_out_alone")
     Path("many").mkdir()
     rows.to_csv("many/train.csv", index=False)
     rows.select(range(4)).to_csv("many/validation.csv", index=False)
@@ -113,6 +114,8 @@ WRONG = [
     ({"path": "rows.csv", "data_files": "rows.csv"}, {}, ["give `path` or `data_files`, not both"]),
     ({"path": "rows.csv", "name": "mrpc"}, {}, ["`name` belongs to a dataset of the Hub"]),
     ({"path": "rows.parquet", "delimiter": ";"}, {}, ["`delimiter` is for csv files"]),
+    ({"path": "nobody/nothing", "delimiter": ";"}, {}, ["`delimiter` is for local csv files", "`data_files`"]),
+    ({"path": "held_out_alone"}, {}, ["has no split 'train', only validation: name the one meant in split.train"]),
     ({"path": "rows.csv", "eval_fraction": 1.5}, {}, ["eval_fraction must be in [0, 1), and is 1.5"]),
     ({"path": "many", "eval_fraction": 0.1, "split": Splits(eval="train")}, {}, ["both `eval_fraction` and"]),
     ({"path": "saved_dict", "split": Splits(eval="dev")}, {}, ["has no split 'dev', only train, validation"]),

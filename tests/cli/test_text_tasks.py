@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from hf_dbmtl.cli.config import read_config
 from hf_dbmtl.cli.encoding import encode_task
+from hf_dbmtl.cli.labels import LabelReader, declare_task
 from hf_dbmtl.cli.preparation import load_data
 from hf_dbmtl.cli.settings import DatasetSettings, TaskSettings
 from hf_dbmtl_cli import CommandError, main
@@ -133,6 +134,32 @@ def windows(tokenizer, context, answers) -> Dataset:
     return encode_task(rows, tokenizer, "t", TaskSettings("question_answering", DatasetSettings(), stride=3), {}, 14)
 
 
+def test_windows_of_a_tokenizer_that_pads_on_the_left(config):
+    tokenizer = AutoTokenizer.from_pretrained("encoder", padding_side="left")
+    with pytest.raises(CommandError, match="^Task 't': Positions of answers are counted from the left: set tokenizer"):
+        windows(tokenizer, "she likes paris", "paris")
+
+
+def test_lists_of_choices(config):
+    """The first row tells how many there are, and the others have to have as many."""
+    rows = Dataset.from_dict({"choices": [["paris", "bad", "a"], ["the", "film", "is"]], "label": [2, 0]})
+    settings = TaskSettings("multiple_choice", DatasetSettings(), text=[])
+    task = declare_task("t", settings, rows)
+    assert task.num_labels == 3
+    tokenizer = AutoTokenizer.from_pretrained("encoder")
+    readers = {"labels": LabelReader.of("t", task, ["label"], rows)}
+    encoded = encode_task(rows, tokenizer, "t", settings, readers, None)
+    assert encoded["input_ids"][0] == tokenizer(["paris", "bad", "a"])["input_ids"] and encoded["labels"][:] == [2, 0]
+    for wrong, said in (
+        (["the", "film"], "a row has 2 choices and another 3, all need as many: .'the', 'film'."),
+        (["the", None, "is"], "the choices in choices must be a list of texts per row, .*'the', None, 'is'"),
+        (None, "the choices in choices must be a list of texts per row, .* holds 'None'"),
+    ):
+        rows = Dataset.from_dict({"choices": [["paris", "bad", "a"], wrong], "label": [2, 0]})
+        with pytest.raises(CommandError, match=f"^Task 't': {said}"):
+            encode_task(rows, tokenizer, "t", settings, readers, None)
+
+
 def test_positions_that_are_there_already(config, tmp_path):
     ids = [[2, 5, 6, 3], [2, 7, 8, 3]]
     columns = {
@@ -159,6 +186,7 @@ REFUSED = [
         "tasks.words.label: masked_language_modeling makes its labels of the texts: leave it out",
     ),
     ("--tasks.where.num_labels 2", "tasks.where.num_labels: question_answering has positions for labels"),
+    ("--tasks.where.stride -3", "asked.yaml: tasks.where.stride: it must be 0 or more, and is -3."),
     ("--tasks.where.text context", "Task 'where': `text` must name two columns, and names ['context']"),
     ("--tasks.where.label answer", "no column 'answer': did you mean 'answers'"),
     ("--tasks.where.label n", "Task 'where': the column 'n' holds '1': give the answer as it stands in the text"),

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from hf_dbmtl import MultiTaskModel
 from hf_dbmtl_cli import main
@@ -151,6 +152,67 @@ def test_without_evaluation(config, capsys):
     assert not Path("silent/eval_results.json").exists()
     assert Path("silent/model.safetensors").exists()
     assert "not evaluated" in capsys.readouterr().out
+
+
+def test_decoder_without_a_padding_token(config):
+    """Its end of text fills the batches up, masked."""
+    known = AutoTokenizer.from_pretrained("encoder").get_vocab()
+    vocabulary = {word: i for i, word in enumerate(["</s>", *known])}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", eos_token="</s>")
+    assert tokenizer.pad_token is None
+    tokenizer.save_pretrained("decoder")
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+    LlamaModel(LlamaConfig(vocab_size=len(vocabulary), **size)).save_pretrained("decoder")
+    main(["train", config, "--model_name_or_path", "decoder", "--output_dir", "decoded", "--max_steps", "1"])
+    model, tokenizer = AutoModel.from_pretrained("decoded"), AutoTokenizer.from_pretrained("decoded")
+    assert tokenizer.pad_token == "</s>"
+    batch = tokenizer(["the film was good", "a plot"], return_tensors="pt", padding=True)
+    alone = tokenizer("a plot", return_tensors="pt")
+    logits = model(task="feeling", **batch).logits[1:]
+    torch.testing.assert_close(logits, model(task="feeling", **alone).logits)
+
+
+def test_revision(config, monkeypatch):
+    """That of the model goes to its weights; to the tokenizer's too, unless that lies elsewhere."""
+    asked = []
+    for cls in (AutoTokenizer, MultiTaskModel):
+        method = "from_pretrained" if cls is AutoTokenizer else "from_encoder"
+        original = getattr(cls, method)
+
+        def recorded(*given, original=original, name=cls.__name__, **options):
+            asked.append((name, options.get("revision")))
+            return original(*given, **options)
+
+        monkeypatch.setattr(cls, method, recorded)
+    main(["inspect", config, "--model_revision", "v1"])
+    main(["inspect", config, "--model_revision", "v1", "--tokenizer_name", "encoder"])
+    main(["inspect", config])
+    assert asked[::2] == [("AutoTokenizer", "v1"), ("AutoTokenizer", None), ("AutoTokenizer", "main")]
+    assert asked[1::2] == [("MultiTaskModel", "v1"), ("MultiTaskModel", "v1"), ("MultiTaskModel", None)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorboard's own
+def test_tensorboard(config):
+    """Its numbers are ordered by task, as the callback of this package does."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    words = "--output_dir reported --max_steps 2 --logging_steps 1 --report_to tensorboard"
+    main(["train", config, *words.split()])
+    paths = Path("reported").rglob("events.*")
+    scalars = {tag for path in paths for tag in EventAccumulator(str(path)).Reload().Tags()["scalars"]}
+    assert {"loss/feeling", "loss/score", "train/loss"} <= scalars
+    assert "train/loss/feeling" not in scalars
+
+
+def test_without_any_label(config, capsys):
+    Path("unlabelled.csv").write_text("text,score\n" + "the film was good,\n" * 8)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", config, "--tasks.score.dataset", "{path: unlabelled.csv, eval_fraction: 0.25}"])
+    assert ended.value.code == 2
+    assert "Task 'score': its train dataset has no label at all" in capsys.readouterr().err
 
 
 def test_early_stopping_and_conflicts(config):

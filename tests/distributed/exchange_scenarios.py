@@ -16,6 +16,7 @@ from scenes import MAPS, model_of, scenes
 from test_buffers import Normed
 from test_faults import Poisoned
 from torch import nn
+from torchjd.aggregation import GradDrop
 from transformers import TrainerCallback
 
 from hf_dbmtl import MultiTaskTrainer
@@ -189,6 +190,61 @@ def poisoned(folder: Path) -> dict[str, Any]:
     return found
 
 
+class Contradicting(MultiTaskTrainer):
+    """One process takes the loss of a task for that of no items."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs["return_outputs"] = True
+        loss, outputs = super().compute_loss(*args, **kwargs)
+        if self.args.process_index == 1 and args[1]["task"] == "score":
+            outputs["num_items"] = outputs["num_items"] * 0
+        return loss, outputs
+
+
+def contradicted(folder: Path) -> dict[str, str]:
+    """With every task's gradient apart, and in one sum."""
+    found = {}
+    for balancer in ("db_mtl", "ew"):
+        args = arguments(folder, per_device_train_batch_size=4, balancer=balancer, max_steps=1)
+        try:
+            train(tiny_model(), args, tiny_data(rows=24), trainer=Contradicting)
+        except ValueError as error:
+            found[balancer] = str(error)
+    return found
+
+
+def frozen_heads(folder: Path) -> dict[str, Any]:
+    """Without a parameter of a head there is nothing of them to add up."""
+    steps = {}
+    for accumulation in (1, 2):
+        model = tiny_model()
+        model.heads.requires_grad_(False)
+        options = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
+        trainer, steps[accumulation] = train(model, arguments(folder, **options), tiny_data(rows=24))
+    torch.save(steps[1], folder / f"frozen_heads-{dist.get_rank()}.pt")
+    return {"heads": len(trainer.gradients.heads), "distance": distance(steps[1], steps[2])}
+
+
+def cards(folder: Path) -> dict[str, bool]:
+    """One process writes the card."""
+    own = folder / f"card-{dist.get_rank()}"
+    trainer = MultiTaskTrainer(model=tiny_model(), args=arguments(own), train_dataset=tiny_data(rows=8))
+    own.mkdir(exist_ok=True)
+    trainer.create_model_card()
+    return {"written": (own / "README.md").exists()}
+
+
+def refused(folder: Path) -> dict[str, str]:
+    """What one process alone would not be refused."""
+    found = {}
+    for name, options in {"fsdp": {"fsdp": True}, "aggregator": {"balancer": GradDrop(), "max_steps": 1}}.items():
+        try:
+            train(tiny_model(), arguments(folder, per_device_train_batch_size=4, **options), tiny_data(rows=8))
+        except ValueError as error:
+            found[name] = str(error)
+    return found
+
+
 def _error(folder: Path, data: dict, callbacks: Any = (), **options: Any) -> str:
     args = arguments(folder, per_device_train_batch_size=4, **options)
     try:
@@ -212,10 +268,12 @@ def come_apart(folder: Path) -> dict[str, Any]:
     same = tiny_data(rows=24)
     other_size = {**same, "score": tiny_dataset(TASKS["score"], 24 + rank, 1)}
     other_rows = {**same, "score": tiny_dataset(TASKS["score"], 24, 1 + rank)}
+    as_tensors = {task: dataset.with_format("torch") for task, dataset in other_rows.items()}
     return {
         "same": _error(folder, same, consistency_check_steps=1),
         "size": _error(folder, other_size),
         "rows": _error(folder, other_rows, consistency_check_steps=10),
+        "rows, as tensors": _error(folder, as_tensors, consistency_check_steps=10),
         "rows, unchecked": _error(folder, other_rows),
         "drift": _error(folder, same, [Drift()], consistency_check_steps=1),
         "drift, unchecked": _error(folder, same, [Drift()]),

@@ -12,10 +12,14 @@ CHECKPOINTS = (
 )
 SHARDED = tuple(
     f"sharded_scenarios:{name}"
-    for name in ("users_module", "partly_whole", "skipped_step", "other_arguments", "own_checkpointing")
+    for name in ("users_module", "partly_whole", "skipped_step", "other_arguments", "own_checkpointing", "refused")
 )
 EXCHANGE = tuple(
-    f"exchange_scenarios:{name}" for name in ("counted", "averaged_buffers", "evaluated", "poisoned", "come_apart")
+    f"exchange_scenarios:{name}"
+    for name in (
+        *("counted", "averaged_buffers", "evaluated", "poisoned", "contradicted", "frozen_heads", "cards", "refused"),
+        "come_apart",
+    )
 )
 STREAMS = tuple(f"stream_scenarios:{run}" for run in ("run:ddp", "run:fsdp", "run:ddp:2"))
 PARTS: dict[str, tuple[str, ...]] = {

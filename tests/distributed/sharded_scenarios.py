@@ -13,9 +13,11 @@ from helpers import CHECKPOINTING, TASKS, arguments, distance, flat, tiny_data, 
 from test_faults import Poisoned
 from test_user_module import Net, rows
 from torch import nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from hf_dbmtl import MultiTaskTrainer
+from hf_dbmtl.gradients.sharded import ShardedGradients
 
 
 class Trunk(nn.Module):
@@ -52,15 +54,18 @@ def user_rows() -> dict[str, Any]:
     return {"price": rows(40, 0, missing=0.2), "size": rows(4, 1)}
 
 
-def of_a_users_module(folder: Path, kind: type[MultiTaskTrainer]) -> tuple[MultiTaskTrainer, list[dict]]:
+def of_a_users_module(
+    folder: Path, kind: type[MultiTaskTrainer], resume: str | None = None, **options: Any
+) -> tuple[MultiTaskTrainer, list[dict]]:
     sharded = issubclass(kind, ShardedTrainer)
     args = arguments(
         folder,
         per_device_train_batch_size=8 // (world_size() if sharded else 1),
         mixing="proportional",
         fsdp=sharded,
+        **options,
     )
-    return train(OwnNet(), args, user_rows(), trainer=kind, shared_parameters=r"^trunk\.")
+    return train(OwnNet(), args, user_rows(), resume, trainer=kind, shared_parameters=r"^trunk\.")
 
 
 def users_module(folder: Path) -> dict[str, Any]:
@@ -72,11 +77,13 @@ def users_module(folder: Path) -> dict[str, Any]:
 
 def partly_whole(folder: Path) -> dict[str, Any]:
     """A shared parameter that FSDP leaves whole is counted once, and kept in slices."""
-    trainer, steps = of_a_users_module(folder, LeavingOneWhole)
+    own = folder / "partly_whole"
+    trainer, steps = of_a_users_module(own, LeavingOneWhole, save_strategy="steps", save_steps=2)
     torch.save(steps, folder / f"partly_whole-{dist.get_rank()}.pt")
+    _, resumed = of_a_users_module(folder, LeavingOneWhole, str(own / "checkpoint-2"))
     kinds = {name: isinstance(one, DTensor) for name, one in trainer.model.named_parameters()}
     held = [row.tensors[0].numel() for row in trainer.balancer.memory.rows.values()]
-    return {"sharded": kinds, "held": held}
+    return {"sharded": kinds, "held": held, "resumed": distance(steps[2:], resumed)}
 
 
 class PoisonedOnOne(Poisoned, ShardedTrainer):
@@ -160,3 +167,19 @@ def own_checkpointing(folder: Path) -> dict[str, Any]:
         "wrapped": len(wrapped),
         "tasks": list(TASKS) == list(trainer.tasks),
     }
+
+
+def refused(folder: Path) -> dict[str, str]:
+    """Parameters that FSDP has placed otherwise than the Trainer lets it."""
+    mesh = init_device_mesh("cpu", (world_size(),))
+    rows, columns, whole = (
+        {"weight": nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, [place]))}
+        for place in (Shard(0), Shard(1), Replicate())
+    )
+    found = {}
+    for name, given in {"columns": (columns, {}), "whole": (whole, {}), "head": (rows, rows)}.items():
+        try:
+            ShardedGradients(*given)
+        except ValueError as error:
+            found[name] = str(error)
+    return found

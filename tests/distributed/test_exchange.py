@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -16,7 +18,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from distributed_cases import shared_data  # noqa: E402
 from exchange_scenarios import metrics_of, some_maps  # noqa: E402
-from helpers import TASKS, arguments, tiny_data, tiny_dataset, tiny_model  # noqa: E402
+from helpers import TASKS, arguments, distance, tiny_data, tiny_dataset, tiny_model, train  # noqa: E402
 from launching import Group, started  # noqa: E402
 from paper_arithmetic import averages, ddp_buffers, ddp_sent, fsdp_sent, reducing_each, table  # noqa: E402
 from scenes import MAPS, model_of  # noqa: E402
@@ -132,13 +134,42 @@ def test_a_nan_on_one_process(pair: Group) -> None:
     assert math.isfinite(one["weights"]) and "Task 'traits'" in one["raised"]
 
 
+@pytest.mark.parametrize("balancer", ["db_mtl", "ew"])
+def test_a_loss_over_no_items_on_one_process(balancer: str, pair: Group) -> None:
+    """All of them end, and the one that knows tells the numbers."""
+    quiet, knows = (outcome[balancer] for outcome in pair.of("exchange_scenarios:contradicted"))
+    assert re.match(r"Task 'score': its loss is [\d.]+ over num_items=0\.", knows)
+    assert quiet.startswith("Task 'score': its loss is nan over num_items=0.")
+
+
+def test_frozen_heads(pair: Group, tmp_path: Path) -> None:
+    model = tiny_model()
+    model.heads.requires_grad_(False)
+    _, expected = train(model, arguments(tmp_path), tiny_data(rows=24))
+    for rank, outcome in enumerate(pair.of("exchange_scenarios:frozen_heads")):
+        assert outcome["heads"] == 0 and outcome["distance"] < 1e-10
+        assert distance(expected, torch.load(pair.folder / f"frozen_heads-{rank}.pt", weights_only=True)) < 1e-10
+
+
+def test_one_process_writes_the_card(pair: Group) -> None:
+    assert [outcome["written"] for outcome in pair.of("exchange_scenarios:cards")] == [True, False]
+
+
+def test_what_several_processes_are_refused(pair: Group) -> None:
+    one, other = pair.of("exchange_scenarios:refused")
+    assert one == other
+    assert re.match(r"`fsdp` has no effect on this device \(cpu\), .*: leave it out, or use GPUs", one["fsdp"])
+    assert re.match("TorchJD's GradDrop looks at whole gradients, .* one process only.*'graddrop'", one["aggregator"])
+
+
 def test_processes_that_come_apart(pair: Group) -> None:
     one, other = pair.of("exchange_scenarios:come_apart")
     assert one == other
     assert one["same"] == one["rows, unchecked"] == one["drift, unchecked"] == ""
     assert one["size"].startswith("The processes of this run differ in the number of steps")
     assert "the number of rows of task 'score'" in one["size"]
-    assert one["rows"].startswith("The processes of this run differ in the rows of task 'score'.")
+    for rows in ("rows", "rows, as tensors"):
+        assert one[rows].startswith("The processes of this run differ in the rows of task 'score'.")
     assert one["drift"].startswith("The processes of this run differ in the parameter 'heads.topic.linear.bias'.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def test_parameters_left_whole_are_counted_once(pair: Group, tmp_path: Path) -> 
     _, expected = of_a_users_module(tmp_path, MultiTaskTrainer)
     for rank in range(2):
         assert distance(expected, torch.load(pair.folder / f"partly_whole-{rank}.pt", weights_only=True)) < 1e-10
+    assert one["resumed"] == other["resumed"] == 0.0
     # 5 rows of 3 + 1 are cut 3 to 2, and the 30 entries left whole in halves
     assert [one["held"], other["held"]] == [[12 + 15] * 2, [8 + 15] * 2]
 
@@ -53,6 +55,13 @@ def test_other_arguments(name: str, pair: Group) -> None:
         assert outcome[name]["loss"] < 1e-10
         differs = outcome[name]["sum"] != pytest.approx(outcome["plain"]["sum"], rel=1e-9)
         assert differs == (name == "clipped and multiplied")
+
+
+def test_other_placements_are_refused(pair: Group) -> None:
+    for outcome in pair.of("sharded_scenarios:refused"):
+        for name, place in (("columns", r"\(Shard\(dim=1\),\)"), ("whole", r"\(Replicate\(\),\)")):
+            assert re.match(f"FSDP has placed 'weight' as {place}, .* Use FSDP2 without a hybrid", outcome[name])
+        assert re.match("FSDP has sharded 'weight', a parameter that is not shared by all tasks", outcome["head"])
 
 
 def test_own_checkpointing(pair: Group) -> None:

@@ -226,6 +226,23 @@ def test_gradients_of_parameters_that_are_added_are_separate(order: str) -> None
             torch.testing.assert_close(tensor.reshape(6), 10 * weights)
 
 
+@pytest.mark.parametrize("rows", [10, 1 << 19], ids=["small", "large"])  # to whose gradient autograd adds, or not
+def test_sparse_gradients(rows: int) -> None:
+    found = {}
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        table = nn.Embedding(rows, 2, sparse=sparse).double()
+        gradients = LocalGradients({"table": table.weight}, {})
+
+        def forward(task: str, batch: list[int], table: nn.Embedding = table) -> tuple[Tensor, Tensor]:
+            return table(torch.tensor(batch)).square().mean(), torch.tensor(float(len(batch)))
+
+        how = How(of_one(forward), torch.Tensor.backward, lambda task, loss: torch.ones_like(loss))
+        (found[sparse],) = measure(gradients, "a", [[1, 3, 3], [3]], how).shared.tensors
+    torch.testing.assert_close(found[True], found[False])
+    assert not found[True].is_sparse and found[True][[1, 3]].all() and not found[True][4:].any()
+
+
 @pytest.mark.parametrize(
     ("loss", "items"), [(1.0, 0), (math.nan, 0), (math.inf, 0), (1.0, -1), (0.0, -2), (1.0, math.nan), (1.0, math.inf)]
 )

@@ -172,3 +172,26 @@ def test_of_a_sum_that_is_not_finite_the_task_is_told(cuts: list[int]) -> None:
 
     first = next(setting.each(UNITS["together"], cuts, forward=poisoned))
     assert first[0] == "b" and not first[1].is_finite
+
+
+def test_the_first_of_several_that_are_not_finite_is_told_alone() -> None:
+    setting = Both()
+
+    def poisoned(tasks: Sequence[str], rows: Any) -> dict[str, tuple[Tensor, Tensor]]:
+        return {task: (loss * math.inf, items) for task, (loss, items) in setting.forward(tasks, rows).items()}
+
+    (task, found), *summed = setting.each(UNITS["apart"], [0, 8], forward=poisoned)
+    assert task == "a" and not found.is_finite
+    assert [task for task, _ in summed] == ["a", "b"]  # `b` only with the sum, that of all
+
+
+@pytest.mark.parametrize("cuts", [[0, 8], [0, 4, 8]], ids=str)
+def test_items_that_contradict_the_loss(cuts: list[int]) -> None:
+    setting = Both()
+
+    def of_nothing(tasks: Sequence[str], rows: Any) -> dict[str, tuple[Tensor, Tensor]]:
+        found = setting.forward(tasks, rows)
+        return {task: (loss, items * (task != "b")) for task, (loss, items) in found.items()}
+
+    with pytest.raises(ValueError, match=r"Task 'b': its loss is [\d.]+ over num_items=0\. .*zero or more"):
+        setting.summed(UNITS["together"], cuts, forward=of_nothing)

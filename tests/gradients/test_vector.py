@@ -169,6 +169,24 @@ def test_what_a_zero_vector_keeps(asked: torch.dtype | None, of: torch.dtype, ke
     assert {tensor.dtype for tensor in zero.tensors} == {kept}
 
 
+def test_set_into_another_type() -> None:
+    """In the memory that is there, and where there is none in that of its own."""
+    mine, theirs = make(0, (1,), torch.float32), make(1, (3,))
+    places = [tensor.data_ptr() for tensor in mine.tensors[:3:2]]
+    mine.set_(theirs, 0.5)
+    assert [tensor.data_ptr() for tensor in mine.tensors[:3:2]] == places
+    assert [None if tensor is None else tensor.dtype for tensor in mine.tensors] == [
+        torch.float32, torch.float64, torch.float32, None
+    ]  # fmt: skip
+    np.testing.assert_allclose(flat(mine), 0.5 * flat(theirs), rtol=1e-6)
+
+
+def test_entries_are_what_is_reached() -> None:
+    vector = make(0, (1,))
+    assert [(position, start) for position, start, _ in vector.entries()] == [(0, 0), (2, 0), (3, 0)]
+    assert all(piece is vector.tensors[position] for position, _, piece in vector.entries())
+
+
 def test_lerp_into_a_smaller_type_rounds_once() -> None:
     vector = make(0, dtype=torch.float32).new_zero(torch.bfloat16)
     expected = torch.zeros(SIZE, dtype=torch.bfloat16)
