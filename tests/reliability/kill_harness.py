@@ -58,7 +58,7 @@ class Outcome:
         half_written (`int`): how often the newest checkpoint was not whole and one before it was taken.
         from_nothing (`int`): how often no checkpoint was whole yet, and the run began anew.
         steps_again (`int`): the steps that had been done already and were done again.
-        survivors (`int`): the processes that were left when one was killed, and ended by an error.
+        survivors (`int`): the processes that were left when one was killed, and ended by themselves.
         equal (`bool`): whether the end is that of a run left alone, bit for bit.
     """
 
