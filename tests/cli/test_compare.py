@@ -118,7 +118,11 @@ def test_interrupted(config, how, folder, capsys):
     name = f"interrupted_{how.name}"
     words = ["compare", config, "--seeds", "2", "--balancers", "ew,db_mtl", "--max_steps", "60", "--output_dir", name]
     started = subprocess.Popen(
-        [sys.executable, "-m", "hf_dbmtl", *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "hf_dbmtl", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        # what a shell starts in the background ignores it, and so do the tests then, and what they start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     runs = Path(name, "compare/runs")
     deadline = time.monotonic() + 300

@@ -118,10 +118,10 @@ def test_a_buffer_of_what_is_not_streamed(tmp_path):
 @pytest.mark.slow
 def test_compare(encoder, files, folder, capsys):
     """As many steps of each task alone as of all; conflicts are not measured, whose rows are drawn by number."""
-    Path("compared.yaml").write_text(
+    Path("streams_compared.yaml").write_text(
         """
         model_name_or_path: encoder
-        output_dir: compared
+        output_dir: streams_compared
         use_cpu: true
         max_steps: 3
         learning_rate: 0.01
@@ -139,9 +139,9 @@ def test_compare(encoder, files, folder, capsys):
             label: score
         """
     )
-    main(["compare", "compared.yaml", "--balancers", "ew", "--seeds", "1"])
+    main(["compare", "streams_compared.yaml", "--balancers", "ew", "--seeds", "1"])
     assert "conflicts.png" not in capsys.readouterr().out
-    runs = Path("compared/compare/runs")
+    runs = Path("streams_compared/compare/runs")
     for path in ("ew", "single-task/feeling", "single-task/score"):
         result = json.loads((runs / path / "seed-42/result.json").read_text())
         assert result["steps"] == 3 and result["metrics"]
