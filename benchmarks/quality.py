@@ -58,7 +58,7 @@ ARMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         f"beta={b}, shorter steps": (
             "db_mtl",
             {"beta": b, "decay": 0.0},
-            {"learning_rate_factor": math.sqrt((1 - b) / (1 + b))},
+            {"encoder_lr_multiplier": math.sqrt((1 - b) / (1 + b))},
         )
         for b in (0.5, 0.9)
     },
@@ -80,15 +80,15 @@ def train(
 ) -> dict[str, Any]:
     """Trains and evaluates one model: the metrics on both parts by task, the seconds of a step and the records."""
     balancer, options, arguments = ("ew", {}, {}) if arm == SINGLE_TASK else ARMS[arm]
-    rate *= arguments.get("learning_rate_factor", 1.0)
     set_seed(seed)
     cost = StepCostCallback()
     with tempfile.TemporaryDirectory() as folder:
         args = MultiTaskTrainingArguments(
             output_dir=folder, max_steps=steps, seed=seed, balancer=balancer, balancer_kwargs=options,
-            learning_rate=rate, optim=optim, warmup_steps=0.1, max_grad_norm=arguments.get("max_grad_norm", 0.0), per_task_batch_size=dict.fromkeys(tasks, suite.rows),
+            learning_rate=rate, optim=optim, warmup_steps=0.1, per_task_batch_size=dict.fromkeys(tasks, suite.rows),
             per_device_eval_batch_size=128, logging_steps=EVERY, save_strategy="no", remove_unused_columns=False,
             dataloader_pin_memory=False, disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
+            **arguments,
         )  # fmt: skip
         trainer = MultiTaskTrainer(
             model=suite.model(tasks),
