@@ -49,8 +49,9 @@ def encode_images(
         try:
             rows = rows.cast_column(column, Image())
         except (NotImplementedError, TypeError, ValueError) as error:
+            feature = rows.features[column]
             raise CommandError(
-                f"Task '{named}': the column '{column}' holds {rows.features[column].dtype}, and must hold images or the "
+                f"Task '{named}': the column '{column}' holds {getattr(feature, 'dtype', feature)}, and must hold images or the "
                 "paths of images: name another in `image`."
             ) from error
     rows = rows.select_columns([column, *dict.fromkeys(reader.column for reader in maps.values())])

@@ -17,7 +17,7 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 from hf_dbmtl.cli.images import encode_images
 from hf_dbmtl.cli.labels import LabelReader, declare_task
 from hf_dbmtl.cli.settings import DatasetSettings, TaskSettings
-from hf_dbmtl_cli import main
+from hf_dbmtl_cli import CommandError, main
 
 
 RUN = """
@@ -120,6 +120,10 @@ def test_row_without_an_image(pictures, capsys):
     with pytest.raises(SystemExit):
         main(["train", pictures, "--tasks.brightness.dataset", "{path: numbers.csv, eval_fraction: 0}"])
     assert "Task 'brightness': the column 'file' holds float64, and must hold images or" in capsys.readouterr().err
+    with pytest.raises(
+        CommandError, match=r"the column 'file' holds List\(Value\('string'\)\), and must hold images or"
+    ):
+        encode_images(Dataset.from_dict({"file": [["a", "b"]]}), ViTImageProcessor(), "file", {})
 
 
 @pytest.mark.parametrize(
