@@ -69,6 +69,8 @@ def _numbers(name: str, labels: list[Any]) -> Tensor:
     given = [plain(label) for label in labels if label is not None]
     try:
         numbers = torch.tensor(given)
+        if len(given) == len(labels):
+            return numbers
         missing = torch.full(numbers.shape[1:], torch.nan if numbers.is_floating_point() else IGNORE_INDEX).tolist()
         return torch.tensor([missing if label is None else plain(label) for label in labels])
     except (TypeError, ValueError) as error:
