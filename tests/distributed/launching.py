@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -33,6 +34,12 @@ class Group:
         for outcome in self.found:
             assert "error" not in outcome[name], outcome[name]["error"]
         return [outcome[name] for outcome in self.found]
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
 
 def launch(processes: int, script: str, *arguments: Any, timeout: float = 600) -> subprocess.CompletedProcess:

@@ -44,9 +44,8 @@ def main(folder: Path, names: list[str]) -> None:
                 )
         except Exception:
             outcomes[name] = {"error": traceback.format_exc()}
-        with contextlib.suppress(
-            RuntimeError
-        ):  # a group that one of its processes has left; every later case says so too
+        # of a group that one of its processes has left every later case tells too
+        with contextlib.suppress(RuntimeError):
             dist.barrier()
         (folder / f"outcomes-{dist.get_rank()}.json").write_text(json.dumps(outcomes))
 

@@ -14,7 +14,6 @@ import mmap
 import os
 import random
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -34,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
 import torch
 from distributed_cases import ShardedTrainer
 from helpers import arguments, tiny_data, tiny_model
+from launching import free_port
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers.trainer_utils import get_last_checkpoint
@@ -209,12 +209,6 @@ def fork(function: Callable[[], None], log: Path) -> int:
     finally:
         sys.stdout.flush()
         os._exit(status)
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def start(function: Callable[[int], Any], layout: Layout, log: Path) -> list[int]:
