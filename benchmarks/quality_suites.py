@@ -23,8 +23,6 @@ __all__ = ["SUITES", "Rows", "Suite", "collate"]
 QM9 = "mu alpha homo lumo gap r2 zpve u0 u298 h298 g298 cv".split()
 FROZEN = 4  # of the six layers of MiniLM
 LENGTH = 40  # tokens of a text
-DIGIT_SIDE = 36  # pixels
-SIDE = 48  # of a photograph
 
 
 class Rows(torch.utils.data.Dataset):
@@ -160,36 +158,38 @@ def _smiles(texts: list[str], letters: dict[str, int]) -> tuple[Tensor, Tensor]:
 
 def images(folder: Path, cache: Path) -> Suite:
     """Two digits in one image, one over the other: which is the left, and which the right."""
-    splits = read(folder, "multi_mnist", 1250)
-    pixels = [torch.tensor(np.stack([np.asarray(i) for i in split["image"]]))[:, None] / 127.5 - 1 for split in splits]
-    parts: dict[str, dict[str, Rows]] = {"train": {}, "tuning": {}, "test": {}}
-    for side in ("left", "right"):
-        both = [Rows({"pixel_values": p, "labels": torch.tensor(s[side])}) for p, s in zip(pixels, splits)]
-        parts["train"][side] = both[0]
-        parts["tuning"][side], parts["test"][side] = halves(both[1], 250)
-    tasks = {side: Classification(10) for side in parts["train"]}
-    encoder = lambda: _small_vit(DIGIT_SIDE, 6, 1)  # noqa: E731
-    return Suite(tasks, **parts, encoder=encoder, steps=500, rows=32, grid=(1e-3, 2e-3))
+    classes = {"left": 10, "right": 10}
+    grid = (1e-3, 2e-3)
+    return _pictures(folder, "multi_mnist", "L", classes, side=36, patch=6, steps=500, tuning=250, grid=grid)
 
 
 def faces(folder: Path, cache: Path) -> Suite:
     """Three attributes of a grey photograph: where the head looks, the expression, and whether there are sunglasses."""
-    return _photographs(folder, "cmu_faces", "L", {"pose": 4, "expression": 4, "eyes": 2}, steps=400, tuning=40)
+    return _pictures(folder, "cmu_faces", "L", {"pose": 4, "expression": 4, "eyes": 2}, steps=400, tuning=40)
 
 
 def clothing(folder: Path, cache: Path) -> Suite:
     """Two attributes of a photograph in colour: which garment it is, of fifteen, and whether it is for children."""
-    return _photographs(folder, "clothing64", "RGB", {"label": 15, "kids": 2}, steps=600, tuning=200, rare=("kids",))
+    return _pictures(folder, "clothing64", "RGB", {"label": 15, "kids": 2}, steps=600, tuning=200, rare=("kids",))
 
 
-def _photographs(
-    folder: Path, name: str, mode: str, classes: dict[str, int], steps: int, tuning: int, rare: tuple[str, ...] = ()
+def _pictures(
+    folder: Path,
+    name: str,
+    mode: str,
+    classes: dict[str, int],
+    steps: int,
+    tuning: int,
+    side: int = 48,
+    patch: int = 8,
+    grid: tuple[float, ...] = (5e-4, 1e-3, 2e-3),
+    rare: tuple[str, ...] = (),
 ) -> Suite:
-    """One tower for attributes that are columns of one set. Of a `rare` class accuracy says little: its F1 counts."""
+    """What is in a picture, in columns of one set. Of a `rare` class accuracy says little: its F1 counts."""
     splits = read(folder, name, 2000)
     pixels = []
     for split in splits:
-        small = [np.asarray(i.convert(mode).resize((SIDE, SIDE))).reshape(SIDE, SIDE, -1) for i in split["image"]]
+        small = [np.asarray(i.convert(mode).resize((side, side))).reshape(side, side, -1) for i in split["image"]]
         pixels.append(torch.tensor(np.stack(small)).permute(0, 3, 1, 2) / 127.5 - 1)
     parts: dict[str, dict[str, Rows]] = {"train": {}, "tuning": {}, "test": {}}
     for task in classes:
@@ -197,9 +197,8 @@ def _photographs(
         parts["train"][task] = both[0]
         parts["tuning"][task], parts["test"][task] = halves(both[1], tuning)
     tasks = {t: Classification(count, main_metric="f1_macro" if t in rare else None) for t, count in classes.items()}
-    return Suite(
-        tasks, **parts, encoder=lambda: _small_vit(SIDE, 8, pixels[0].shape[1]), steps=steps, rows=32, grid=(5e-4, 1e-3, 2e-3),
-    )  # fmt: skip
+    encoder = lambda: _small_vit(side, patch, pixels[0].shape[1])  # noqa: E731
+    return Suite(tasks, **parts, encoder=encoder, steps=steps, rows=32, grid=grid)
 
 
 def _small_vit(side: int, patch: int, channels: int) -> ViTModel:
