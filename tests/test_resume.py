@@ -74,10 +74,13 @@ def test_resume_after_any_step(workers: int, tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", **options)
     end, losses = state_of(whole), losses_of(whole)
     assert whole.state.global_step == STEPS
-    for step in range(1, STEPS) if workers == 0 else (2, 3):  # in the middle of an epoch, and at its end
+    for step in range(1, STEPS + 1) if workers == 0 else (2, 3):  # in the middle of an epoch, and at its end
         resumed = run(tmp_path / f"from-{step}", tmp_path / "whole" / f"checkpoint-{step}", model_seed=1, **options)
         assert losses_of(resumed) == losses, f"resumed after step {step}"
-        assert same(state_of(resumed), end), f"resumed after step {step}"
+        found = state_of(resumed)
+        if step == STEPS:  # no epoch is begun, and so no random numbers are taken up
+            found["random numbers"] = end["random numbers"]
+        assert same(found, end), f"resumed after step {step}"
 
 
 def test_a_run_that_has_ended_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
