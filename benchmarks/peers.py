@@ -19,6 +19,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -33,7 +34,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # the threads of arms that 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from peers_arms import FLOOR, OURS, PEERS, SIZES, make_model, train
+from peers_arms import FLOOR, OURS, PEERS, SIZES, make_model, of_a_task, train
 from rich.console import Console
 from rich.table import Table
 from shared_input import CLOCKS
@@ -77,12 +78,19 @@ def update_arm(
 
 
 def in_process(function: Callable, *arguments: Any) -> Any:
+    """What the function sends from a process of its own; None where that was killed, as it is when the memory is out."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=function, args=(theirs, *arguments), daemon=True)
     process.start()
     theirs.close()
-    found = ours.recv()
+    try:
+        found = ours.recv()
+    except EOFError:
+        process.join()
+        if process.exitcode != -signal.SIGKILL:
+            raise
+        found = None
     process.join()
     return found
 
@@ -110,7 +118,9 @@ def report(options: argparse.Namespace, size: str, tasks: int) -> dict[str, Any]
     rows: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
     if "memory" in options.measure:
         for arm in arms:
-            rows[arm]["peak_MiB"] = round(in_process(weigh_arm, arm, size, tasks, options) / 2**20, 1)
+            peak = in_process(weigh_arm, arm, size, tasks, options)
+            rows[arm]["peak_MiB"] = None if peak is None else round(peak / 2**20, 1)
+        arms = [arm for arm in arms if rows[arm]["peak_MiB"] is not None]
     if "updates" in options.measure:
         for dtype in (torch.float32, torch.float64):
             for arm, difference in compare_updates(arms, size, tasks, options, dtype).items():
@@ -125,20 +135,22 @@ def report(options: argparse.Namespace, size: str, tasks: int) -> dict[str, Any]
                 "ratio": round(median, 3),
                 "quartiles": [round(low, 3), round(high, 3)],
             }
-    *_, batch, length = SIZES[size]
-    where = {"size": size, "theta": theta, "tasks": tasks, "inputs": options.inputs, "rows": batch, "tokens": length}
+    rows_of_a_task, tokens = of_a_task(size, options)
+    where = {"size": size, "theta": theta, "tasks": tasks, "inputs": options.inputs}
+    where |= {"rows": rows_of_a_task, "tokens": tokens}
     return {**where, "arms": rows}
 
 
 def show(console: Console, result: dict[str, Any]) -> None:
     inputs = "one input" if result["inputs"] == "shared" else "inputs of their own"
-    title = f"{result['size']} ({result['theta'] / 1e6:.1f} M), T = {result['tasks']}, {inputs}"
+    title = f"{result['size']} ({result['theta'] / 1e6:.1f} M), T = {result['tasks']}, {inputs}, {result['rows']} x {result['tokens']} tokens"
     heads = ("arm", "ms a step", "ratio to floor", "quartiles", "peak MiB", "off ours, float32", "float64")
     table = Table(*heads, title=title)
     forms = {"milliseconds": "{:.1f}", "ratio": "{:.3f}", "quartiles": "{0[0]:.3f} to {0[1]:.3f}", "peak_MiB": "{:.0f}"}
     forms |= {"difference_float32": "{:.1e}", "difference_float64": "{:.1e}"}
     for arm, row in result["arms"].items():
-        table.add_row(arm, *(form.format(row[key]) if key in row else "" for key, form in forms.items()))
+        words = [form.format(row[key]) if row.get(key) is not None else "" for key, form in forms.items()]
+        table.add_row(arm if row.get("peak_MiB", 0) is not None else f"{arm}: killed, out of memory", *words)
     console.print(table)
 
 
@@ -149,9 +161,11 @@ def main() -> None:
     parser.add_argument(
         "--tasks", type=int, nargs="+", default=[2, 4, 8, 16], help="numbers of tasks (default: 2 4 8 16)"
     )
+    parser.add_argument("--rows", type=int, help="rows of a task in a step (default: the size's)")
+    parser.add_argument("--tokens", type=int, help="tokens of a row, up to 64 (default: the size's)")
     parser.add_argument("--inputs", choices=["separate", "shared"], default="separate", help="(default: separate)")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="wall, or processor seconds: --threads 1")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="with which (default: all)")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="with which (default: all)")
     measures = ["time", "memory", "updates"]
     parser.add_argument("--measure", nargs="+", choices=measures, default=measures, help="what (default: all)")
     parser.add_argument("--steps", type=int, default=10, help="steps of each arm that count (default: 10)")

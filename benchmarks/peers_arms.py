@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel, PrinterCallback, TrainerCallback
 from hf_dbmtl import Classification, MultiTaskModel, MultiTaskTrainer, MultiTaskTrainingArguments
 
 
-__all__ = ["FLOOR", "OURS", "PEERS", "SIZES", "make_model", "train"]
+__all__ = ["FLOOR", "OURS", "PEERS", "SIZES", "make_model", "of_a_task", "train"]
 
 # layers, width, heads, vocabulary, rows of a task in a step, tokens
 SIZES = {
@@ -30,11 +30,11 @@ PEERS = ("LibMTL", "TorchJD", "TorchJD, one task at a time")
 
 
 def make_model(size: str, tasks: int) -> MultiTaskModel:
-    layers, width, heads, vocabulary, _, length = SIZES[size]
+    layers, width, heads, vocabulary, *_ = SIZES[size]
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
-        intermediate_size=4 * width, max_position_embeddings=max(64, length),
+        intermediate_size=4 * width, max_position_embeddings=64,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     encoder = BertModel(config, add_pooling_layer=False)
@@ -42,10 +42,17 @@ def make_model(size: str, tasks: int) -> MultiTaskModel:
     return MultiTaskModel.from_encoder(encoder, declared, pooling="cls").to(torch.get_default_dtype())
 
 
-def make_batches(size: str, tasks: int, shared: bool) -> list[dict[str, Any]]:
+def of_a_task(size: str, options: argparse.Namespace) -> tuple[int, int]:
+    """The rows of a task in a step, and the tokens of a row."""
+    *_, rows, length = SIZES[size]
+    return options.rows or rows, options.tokens or length
+
+
+def make_batches(size: str, tasks: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Batches by task, or where the tasks share their input one for all, whose labels are by task."""
-    *_, vocabulary, rows, length = SIZES[size]
-    if not shared:
+    vocabulary = SIZES[size][3]
+    rows, length = of_a_task(size, options)
+    if options.inputs != "shared":
         return step_cost.make_batches(tasks, vocabulary, rows, length)
     return shared_input.make_batches(tasks, argparse.Namespace(rows=rows, length=length, vocab=vocabulary))
 
@@ -55,7 +62,7 @@ def train(
 ) -> MultiTaskModel:
     """Trains by one arm; `turn`, a callback of transformers, is told the end of every step."""
     shared = options.inputs == "shared"
-    model, batches = make_model(size, tasks), make_batches(size, tasks, shared)
+    model, batches = make_model(size, tasks), make_batches(size, tasks, options)
     if arm in (OURS, FLOOR):
         _train_by_trainer(arm == FLOOR, model, batches, steps, sgd, shared, [turn] if turn else [])
         return model

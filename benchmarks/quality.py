@@ -8,7 +8,8 @@ from a folder of Parquet files, `NAME/train.parquet` and `NAME/validation.parque
     python benchmarks/quality.py --data FOLDER --suite molecules --arms figure1 alpha beta
 
 The learning rate of a suite is the better of its grid for single-task models and equal weighting together, by Δp on rows
-that are not tested on, with the first seed; the balancers take it over.
+that are not tested on, with the first seed; the balancers take it over. With `--tune_each` every arm has the best of the
+grid for itself, by the same measure.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import platform
 import shlex
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,10 @@ EVERY = 25  # steps between records of losses, norms and weights
 def train(
     suite: Suite, arm: str, tasks: list[str], seed: int, steps: int, rate: float, optim: str = "adamw_torch"
 ) -> dict[str, Any]:
-    """Trains and evaluates one model: the metrics on both parts by task, the seconds of a step and the records."""
+    """
+    Trains and evaluates one model: the metrics on both parts by task, the seconds of a step and the records. Of a run that
+    diverged there are none.
+    """
     balancer, options, arguments = ("ew", {}, {}) if arm == SINGLE_TASK else ARMS[arm]
     set_seed(seed)
     cost = StepCostCallback()
@@ -100,7 +105,10 @@ def train(
             callbacks=[cost],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        try:
+            trainer.train()
+        except FloatingPointError as error:
+            return {"tuning": {}, "test": {}, "seconds": None, "records": [], "diverged": str(error)}
         found = {}
         for part in ("tuning", "test"):
             values = trainer.evaluate({task: getattr(suite, part)[task] for task in tasks})
@@ -130,7 +138,8 @@ def cached(
         beside = place.with_suffix(".part")
         beside.write_text(json.dumps({"settings": settings, **found}))
         beside.replace(place)
-        print(f"{name} {arm} {task or ''} seed {seed}: {1e3 * found['seconds']:.0f} ms/step", flush=True)
+        came_of_it = f"{1e3 * found['seconds']:.0f} ms/step" if found["seconds"] else found["diverged"]
+        print(f"{name} {arm} {task or ''} seed {seed}: {came_of_it}", flush=True)
     return json.loads(place.read_text())
 
 
@@ -138,39 +147,58 @@ def runs(
     options: argparse.Namespace,
     name: str,
     suite: Suite,
-    arms: list[str],
+    rates: Mapping[str, float],
     seeds: list[int],
     part: str = "test",
     **how: Any,
 ) -> list[Run]:
+    """The arms that `rates` has a learning rate for."""
     found = []
     for seed in seeds:
-        for arm in arms:
+        for arm, rate in rates.items():
             for task in suite.tasks if arm == SINGLE_TASK else [None]:
-                one = cached(options, name, suite, arm, task, seed, **how)
+                one = cached(options, name, suite, arm, task, seed, **how, rate=rate)
                 found.append(Run(arm, seed, one[part], one["seconds"]))
     return found
 
 
-def tune(options: argparse.Namespace, name: str, suite: Suite, **how: Any) -> tuple[float, dict[str, dict[str, float]]]:
-    """The learning rate, and by rate the Δp of single-task models and equal weighting against the former at the first."""
+def tune(
+    options: argparse.Namespace, name: str, suite: Suite, arms: list[str], **how: Any
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """The learning rates of the arms, and by rate the Δp that they were chosen by, against single-task models at the first."""
     metrics = {task: [main_metric(declared)] for task, declared in suite.tasks.items()}
+    asked = list(dict.fromkeys([SINGLE_TASK, *arms])) if options.tune_each else [SINGLE_TASK, "ew"]
     found = []
     grid = options.grid or suite.grid
     for rate in grid:
-        for one in runs(options, name, suite, [SINGLE_TASK, "ew"], options.seeds[:1], "tuning", **how, rate=rate):
+        for one in runs(options, name, suite, dict.fromkeys(asked, rate), options.seeds[:1], "tuning", **how):
             found.append(Run(f"{one.method}@{rate:g}", one.seed, one.metrics, one.seconds))
     by_rate: dict[str, dict[str, float]] = {f"{rate:g}": {} for rate in grid}
     for one in summarise(found, metrics, reference=f"{SINGLE_TASK}@{grid[0]:g}"):
-        arm, rate = one.method.split("@")
-        if one.delta_p is None:
+        arm, at = one.method.split("@")
+        if one.delta_p is not None:
+            by_rate[at][arm] = round(one.delta_p.mean, 2)
+        elif not options.tune_each:
             sys.exit(f"{name}: no learning rate can be chosen, since of {one.method} there is no Δp: {one.why}")
-        by_rate[rate][arm] = round(one.delta_p.mean, 2)
-    return max(grid, key=lambda rate: sum(by_rate[f"{rate:g}"].values())), by_rate
+    if not options.tune_each:
+        return dict.fromkeys(arms, max(grid, key=lambda rate: sum(by_rate[f"{rate:g}"].values()))), by_rate
+    rates = {}
+    for arm in asked:
+        trained = [rate for rate in grid if arm in by_rate[f"{rate:g}"]]  # and did not diverge
+        if not trained:
+            sys.exit(f"{name}: {arm} has a Δp at no learning rate of {', '.join(by_rate)}.")
+        rates[arm] = max(trained, key=lambda rate: by_rate[f"{rate:g}"][arm])
+    return {arm: rates[arm] for arm in arms}, by_rate
 
 
 def write(
-    options: argparse.Namespace, name: str, suite: Suite, found: list[Run], how: dict[str, Any], rates: dict[str, Any]
+    options: argparse.Namespace,
+    name: str,
+    suite: Suite,
+    found: list[Run],
+    steps: int,
+    rates: dict[str, float],
+    tuning: dict[str, Any],
 ) -> None:
     """A row per run and task, and beside it what made it."""
     words = {"suite": name, "arms": options.arms, "seeds": options.seeds}
@@ -180,6 +208,8 @@ def write(
         for key, value in words.items()
         if value
     )
+    given += " --tune_each" if options.tune_each else ""
+    one_for_all = len(set(rates.values())) == 1
     place = options.results / f"quality_{name}.csv"
     place.parent.mkdir(parents=True, exist_ok=True)
     with open(place, "w", newline="") as file:
@@ -193,11 +223,12 @@ def write(
                 )
     about = {
         "command": f"python benchmarks/quality.py --data FOLDER {given}",
-        "steps": how["steps"],
+        "steps": steps,
         "rows_of_a_task_in_a_step": suite.rows,
-        "learning_rate": how["rate"],
-        "tuning": rates,
+        "learning_rate": next(iter(rates.values())) if one_for_all else rates,
+        "tuning": tuning,
         "seeds": sorted({run.seed for run in found}),
+        "diverged": sorted({f"{run.method}, seed {run.seed}" for run in found if not run.metrics}),
         "test_rows": {task: len(rows) for task, rows in suite.test.items()},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread, shared: the times are no measurement",
         "versions": {
@@ -220,6 +251,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="steps of a run (default: the suite's)")
     parser.add_argument("--learning_rate", type=float, help="learning rate (default: the best of the suite's grid)")
     parser.add_argument("--grid", type=float, nargs="+", help="learning rates to choose from (default: the suite's)")
+    parser.add_argument("--tune_each", action="store_true", help="a learning rate of its own for every arm")
     parser.add_argument("--optim", help="the optimizer of all runs, by transformers' name (default: adamw_torch)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument("--cache", type=Path, default=Path("quality_cache"), help="where finished runs are kept")
@@ -242,18 +274,20 @@ def report(
     how: dict[str, Any] = {"steps": options.steps or suite.steps}
     if options.optim:
         how["optim"] = options.optim
-    rate, rates = (options.learning_rate, {}) if options.learning_rate else tune(options, name, suite, **how)
-    how["rate"] = rate
-    found = runs(options, name, suite, arms, seeds, **how)
+    if options.learning_rate:
+        rates, tuning = dict.fromkeys(arms, options.learning_rate), {}
+    else:
+        rates, tuning = tune(options, name, suite, arms, **how)
+    found = runs(options, name, suite, rates, seeds, **how)
     metrics = {task: [main_metric(declared)] for task, declared in suite.tasks.items()}
     reference = SINGLE_TASK if SINGLE_TASK in arms else arms[0]
     summaries = summarise(found, metrics, reference)
     console.print(Markdown(to_markdown(summaries, metrics, reference)))
-    print(f"{name}, learning rate {rate:g} of {rates}, seeds {seeds}")
+    print(f"{name}, learning rates {rates} of {tuning}, seeds {seeds}")
     for one in summaries:
         print(f"{one.method}: Δp {one.delta_p.show('+.2f') if one.delta_p else one.why}", flush=True)
     if options.results:
-        write(options, name, suite, found, how, rates)
+        write(options, name, suite, found, how["steps"], rates, tuning)
 
 
 if __name__ == "__main__":

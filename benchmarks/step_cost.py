@@ -20,11 +20,12 @@ import multiprocessing
 import os
 import platform
 import random
+import shlex
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -277,18 +278,23 @@ def main() -> None:
         options.output.write_text(json.dumps({**about(options, "step_cost.py"), "results": results}, indent=2) + "\n")
 
 
+def as_given(options: argparse.Namespace) -> Iterator[str]:
+    """The options as words of a command line, but for where the figures go to."""
+    for key, value in vars(options).items():
+        if key != "output" and value is not None and value is not False:
+            yield f"--{key}"
+            yield from (
+                () if value is True else map(shlex.quote, map(str, value if isinstance(value, list) else [value]))
+            )
+
+
 def about(options: argparse.Namespace, script: str) -> dict:
     """By what, of which code and where figures were made."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
     ).stdout.strip()
     return {
-        "command": f"python benchmarks/{script} "
-        + " ".join(
-            f"--{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-            for key, value in vars(options).items()
-            if key != "output"
-        ),
+        "command": " ".join(["python", f"benchmarks/{script}", *as_given(options)]),
         "commit": commit,
         "date": datetime.date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, "

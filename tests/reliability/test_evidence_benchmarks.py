@@ -49,6 +49,12 @@ def clothes(draw: np.random.Generator, rows: int) -> dict[str, list]:
     return {"image": images, "label": draw.integers(0, 15, rows), "kids": draw.integers(0, 2, rows)}
 
 
+def characters(draw: np.random.Generator, rows: int) -> dict[str, list]:
+    images = [Image.fromarray(draw.integers(0, 256, (52, 52), dtype=np.uint8)) for _ in range(rows)]
+    numbers = {"num_strokes": draw.integers(1, 5, rows), "duration_ms": draw.integers(500, 50_000, rows)}
+    return {"image": images, "alphabet": draw.integers(0, 5, rows), **numbers}
+
+
 def molecules(draw: np.random.Generator, rows: int) -> dict[str, list]:
     import quality_suites
 
@@ -62,11 +68,19 @@ def molecules(draw: np.random.Generator, rows: int) -> dict[str, list]:
     [
         ("images", "multi_mnist", digits, ("left", "right"), [], {"0.001", "0.002"}),
         (
+            "characters",
+            "omniglot_small",
+            characters,
+            ("alphabet", "num_strokes", "duration_ms"),
+            [],
+            {"0.0005", "0.001", "0.002"},
+        ),
+        (
             "clothing",
             "clothing64",
             clothes,
             ("label", "kids"),
-            ["--grid", "0.1", "0.3", "--optim", "sgd"],
+            ["--grid", "0.1", "0.3", "--optim", "sgd", "--tune_each"],
             {"0.1", "0.3"},
         ),
     ],
@@ -94,10 +108,12 @@ def test_quality_runs_and_goes_on_from_its_cache(
     assert {(row["method"], row["task"]) for row in rows} == set(
         itertools.product(("single-task", "ew", "db_mtl"), tasks)
     )
-    assert all(0 <= float(row["value"]) <= 1 for row in rows)
+    assert all(-1 <= float(row["value"]) <= 1 for row in rows)
     about = json.loads(results.with_suffix(".json").read_text())
     assert set(about["tuning"]) == rates and about["test_rows"] == dict.fromkeys(tasks, 100)
     assert " ".join(further) in about["command"]
+    arms = {"single-task", "ew", "db_mtl"}
+    assert set().union(*about["tuning"].values()) == (arms if "--tune_each" in further else arms - {"db_mtl"})
     before = results.read_text()
 
     def refuse(*_: object, **__: object) -> None:
@@ -109,6 +125,66 @@ def test_quality_runs_and_goes_on_from_its_cache(
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--learning_rate", "0.5"])
     with pytest.raises(AssertionError, match="trained again"):  # other settings are another run
         quality.main()
+
+
+@pytest.mark.parametrize(
+    ("how", "rates", "diverged"),
+    [
+        (["--tune_each"], {"single-task": 0.1, "ew": 0.2, "log": 0.1, "db_mtl": 0.3}, []),
+        ([], 0.1, []),
+        (["--learning_rate", "0.3"], 0.3, ["log, seed 0"]),
+    ],
+)
+def test_learning_rates_by_what_is_not_tested_on_and_does_not_diverge(
+    modules: tuple[ModuleType, ModuleType],
+    how: list[str],
+    rates: float | dict[str, float],
+    diverged: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quality, _ = modules
+    write(tmp_path / "data", "multi_mnist", digits)
+    best = {"single-task": 0.1, "ew": 0.2, "log": 0.3, "db_mtl": 0.3}
+
+    def pretend(suite: object, arm: str, tasks: list[str], seed: int, steps: int, rate: float) -> dict:
+        if (arm, rate) == ("log", 0.3):
+            return {
+                "tuning": {},
+                "test": {},
+                "seconds": None,
+                "records": [],
+                "diverged": "Task 'left': its loss is NaN.",
+            }
+        good = rate == best[arm]
+        scores = {
+            part: dict.fromkeys(tasks, {"accuracy": 0.5 + 0.4 * one})
+            for part, one in (("tuning", good), ("test", not good))
+        }
+        return {**scores, "seconds": 1.0, "records": []}
+
+    monkeypatch.setattr(quality, "train", pretend)
+    words = [
+        "--data",
+        tmp_path / "data",
+        "--suite",
+        "images",
+        "--arms",
+        *best,
+        "--seeds",
+        "0",
+        "--grid",
+        "0.1",
+        "0.2",
+        "0.3",
+    ]
+    words += ["--cache", tmp_path / "cache", "--results", tmp_path, *how]
+    monkeypatch.setattr(sys, "argv", ["quality.py", *map(str, words)])
+    quality.main()
+    about = json.loads((tmp_path / "quality_images.json").read_text())
+    assert about["learning_rate"] == rates and about["diverged"] == diverged
+    with open(tmp_path / "quality_images.csv") as file:
+        assert ("log" in {row["method"] for row in csv.DictReader(file)}) == (not diverged)
 
 
 def test_molecules_keep_their_units_unless_standardised(modules: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
@@ -127,7 +203,9 @@ def test_molecules_keep_their_units_unless_standardised(modules: tuple[ModuleTyp
 
 def update(peers: ModuleType, arm: str, inputs: str) -> torch.Tensor:
     before = peers.make_model("tiny", 2).state_dict()
-    after = peers.train(arm, "tiny", 2, 3, argparse.Namespace(inputs=inputs), sgd=True).state_dict()
+    after = peers.train(
+        arm, "tiny", 2, 3, argparse.Namespace(inputs=inputs, rows=None, tokens=None), sgd=True
+    ).state_dict()
     return torch.cat([(after[name] - before[name]).flatten() for name in before])
 
 
@@ -145,7 +223,9 @@ def test_the_release_of_libmtl_without_db_mtl_is_refused(
 ) -> None:
     _, peers = modules
     with pytest.raises(SystemExit, match="clone"):
-        peers.train("LibMTL", "tiny", 2, 1, argparse.Namespace(inputs="separate", libmtl=tmp_path))
+        peers.train(
+            "LibMTL", "tiny", 2, 1, argparse.Namespace(inputs="separate", libmtl=tmp_path, rows=None, tokens=None)
+        )
 
 
 @pytest.mark.slow
