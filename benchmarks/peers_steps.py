@@ -100,7 +100,9 @@ class DualBalancing(Aggregator):
         self.step += 1
         average = torch.zeros_like(matrix) if self.average is None else self.average
         self.average = average.lerp_(matrix, 1 - BETA / self.step**DECAY)
-        norms = self.average.norm(dim=1)
+        # in pieces: that of a whole row, in float32, is wrong from the fourth digit on
+        pieces = [piece.norm(dim=1) for piece in self.average.split(1 << 14, dim=1)]
+        norms = torch.stack(pieces).double().norm(dim=0).to(self.average)
         return (norms.max() / (norms + EPSILON)) @ self.average
 
 
