@@ -75,6 +75,7 @@ GROUPS = {
     "shorter": [name for name in ARMS if name.endswith("shorter steps")],
 }
 EVERY = 25  # steps between records of losses, norms and weights
+RECORDS = 20  # at most, of a run in the results
 
 
 def train(
@@ -240,6 +241,26 @@ def write(
     place.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
 
 
+def write_records(
+    options: argparse.Namespace, name: str, suite: Suite, rates: Mapping[str, float], seeds: list[int], **how: Any
+) -> None:
+    """The losses, norms and weights on the way, of the arms of the ablation and the last of every run among them."""
+    rows = []
+    for seed in seeds:
+        for arm, rate in rates.items():
+            if arm in GROUPS["ablation"] and arm != SINGLE_TASK:
+                records = cached(options, name, suite, arm, None, seed, **how, rate=rate)["records"]
+                apart = math.ceil(len(records) / RECORDS)
+                for number, record in enumerate(records, start=1):
+                    if (len(records) - number) % apart == 0:
+                        rows.append({"method": arm, "seed": seed, "step": EVERY * number, **record})
+    if rows:
+        with open(options.results / f"quality_{name}_records.csv", "w", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
@@ -288,6 +309,7 @@ def report(
         print(f"{one.method}: Δp {one.delta_p.show('+.2f') if one.delta_p else one.why}", flush=True)
     if options.results:
         write(options, name, suite, found, how["steps"], rates, tuning)
+        write_records(options, name, suite, rates, seeds, **how)
 
 
 if __name__ == "__main__":

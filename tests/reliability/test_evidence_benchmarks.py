@@ -97,6 +97,7 @@ def test_quality_runs_and_goes_on_from_its_cache(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     quality, _ = modules
+    monkeypatch.setattr(quality, "EVERY", 1)
     write(tmp_path / "data", source, make)
     words = ["--data", tmp_path / "data", "--suite", suite, "--arms", "single-task", "ew", "db_mtl", "--seeds", "0"]
     words += ["--steps", "2", "--cache", tmp_path / "cache", "--results", tmp_path / "results", "--threads", "1"]
@@ -114,6 +115,10 @@ def test_quality_runs_and_goes_on_from_its_cache(
     assert " ".join(further) in about["command"]
     arms = {"single-task", "ew", "db_mtl"}
     assert set().union(*about["tuning"].values()) == (arms if "--tune_each" in further else arms - {"db_mtl"})
+    with open(results.with_name(f"quality_{suite}_records.csv")) as file:
+        records = list(csv.DictReader(file))
+    assert [(row["method"], row["step"]) for row in records] == list(itertools.product(("ew", "db_mtl"), "12"))
+    assert all(float(row[f"{what}/{task}"]) > 0 for row in records for what in ("loss", "weight") for task in tasks)
     before = results.read_text()
 
     def refuse(*_: object, **__: object) -> None:
