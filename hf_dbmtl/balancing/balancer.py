@@ -223,9 +223,12 @@ class Balancer:
         return Balanced(self._weighted_sum(weights), weights)
 
     def _weighted_sum(self, weights: Mapping[str, float]) -> Vector:
-        rows = list(self._rows.values())
-        self._update = self._room(rows[0]).weighted_sum_(rows, [weights[task] for task in self._rows])
-        return self._update
+        first, *others = self._rows
+        update = self._room(self._rows[first]).set_(self._rows[first], weights[first])
+        for task in others:
+            update.add_(self._rows[task], weights[task])
+        self._update = update
+        return update
 
     def _by_gramian(self, weighting: GramianWeighting) -> Balanced:
         first, *others = self._rows.values()

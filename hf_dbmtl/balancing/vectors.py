@@ -41,8 +41,8 @@ class Vector(Protocol):
     def hold_(self: V, other: V) -> V:
         """Becomes what `other` is, which is used up."""
 
-    def weighted_sum_(self: V, vectors: Sequence[V], weights: Sequence[float]) -> V:
-        """Becomes the sum of `vectors` times their `weights`, in the memory that this vector has."""
+    def set_(self: V, other: V, alpha: float = 1.0) -> V:
+        """Becomes `alpha` times `other`, in the memory that this vector has."""
 
     def mul_(self: V, factor: float) -> V: ...
 

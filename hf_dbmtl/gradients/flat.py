@@ -107,9 +107,9 @@ class FlatVector(GradientVector):
         self.reached = self.reached | other.reached
         return super().lerp_(other, weight)
 
-    def weighted_sum_(self, vectors: Sequence[Self], weights: Sequence[float]) -> Self:
-        self.reached = torch.stack([vector.reached for vector in vectors]).any(0)
-        return super().weighted_sum_(vectors, weights)
+    def set_(self, other: Self, alpha: float = 1.0) -> Self:
+        self.reached = other.reached
+        return super().set_(other, alpha)
 
     def swap_(self, other: Self) -> Self:
         self.reached, other.reached = other.reached, self.reached

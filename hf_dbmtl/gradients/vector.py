@@ -19,7 +19,6 @@ __all__ = ["GradientVector", "accumulation_dtype"]
 CoordinateFunction = Callable[[Tensor, int, int], Tensor]
 ROW = 1 << 10
 STRETCH = 1 << 18  # entries of a vector worked on at a time where several are looked at side by side
-SUMMED = 1 << 20  # the same for weighted sums, which need less beside
 TOGETHER = (
     1 << 20
 )  # entries of all of them, whose doubles (8 MiB) are memory that is free again and need not be had anew
@@ -81,19 +80,15 @@ class GradientVector:
                 mine.copy_(tensor)
         return self
 
-    def weighted_sum_(self, vectors: Sequence[Self], weights: Sequence[float]) -> Self:
-        """Becomes the sum of `vectors` times their `weights`, in the memory that this vector has."""
-        for position, tensors in enumerate(zip(*(vector.tensors for vector in vectors))):
-            terms = [(tensor, weight) for tensor, weight in zip(tensors, weights) if tensor is not None]
-            if not terms:
-                self.tensors[position] = None
-                continue
-            mine = self.tensors[position]
-            if mine is None:
-                like = terms[0][0]
-                mine = torch.empty(like.shape, dtype=accumulation_dtype(like.dtype), device=like.device)
-                self.tensors[position] = mine
-            _weighted_sum(mine, terms)
+    def set_(self, other: Self, alpha: float = 1.0) -> Self:
+        """Becomes `alpha` times `other`, in the memory that this vector has."""
+        for position, (a, b) in enumerate(zip(self.tensors, other.tensors)):
+            if a is None or b is None:
+                self.tensors[position] = None if b is None else b.to(accumulation_dtype(b.dtype)) * alpha
+            elif a.dtype == b.dtype:
+                torch.mul(b, alpha, out=a)
+            else:
+                a.copy_(b).mul_(alpha)
         return self
 
     def gramian(self, others: Sequence[Self]) -> Tensor:
@@ -197,22 +192,6 @@ def _norm(tensors: list[Tensor]) -> float:
         norms.append(torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1))
         norms.append(torch.linalg.vector_norm(flat[whole:]).reshape(1))
     return torch.cat([one.to(norms[0].device) for one in norms]).double().norm().item()
-
-
-def _weighted_sum(total: Tensor, terms: Sequence[tuple[Tensor, float]]) -> None:
-    flat, rows = total.view(-1), [(tensor.reshape(-1), weight) for tensor, weight in terms]
-    # on a CPU in stretches that stay in its cache, where the total is then read and written once and not once a term
-    length = SUMMED if total.device.type == "cpu" else flat.numel()
-    for start in range(0, flat.numel(), max(length, 1)):
-        own = flat[start : start + length]
-        for number, (row, weight) in enumerate(rows):
-            piece = row[start : start + length]
-            if number > 0:
-                own.add_(piece, alpha=weight)
-            elif own.dtype == piece.dtype:
-                torch.mul(piece, weight, out=own)
-            else:
-                own.copy_(piece).mul_(weight)
 
 
 def _lerp(mine: list[Tensor], theirs: list[Tensor], weight: float) -> None:
