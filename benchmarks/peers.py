@@ -78,7 +78,7 @@ def update_arm(
 
 
 def in_process(function: Callable, *arguments: Any) -> Any:
-    """What the function sends from a process of its own; None where that was killed, as it is when the memory is out."""
+    """What the function sends from a process of its own. `MemoryError`: that was killed, as it is when the memory is out."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=function, args=(theirs, *arguments), daemon=True)
@@ -88,9 +88,9 @@ def in_process(function: Callable, *arguments: Any) -> Any:
         found = ours.recv()
     except EOFError:
         process.join()
-        if process.exitcode != -signal.SIGKILL:
-            raise
-        found = None
+        if process.exitcode == -signal.SIGKILL:
+            raise MemoryError(f"{function.__name__} of {arguments[:3]} was killed.") from None
+        raise
     process.join()
     return found
 
@@ -118,8 +118,10 @@ def report(options: argparse.Namespace, size: str, tasks: int) -> dict[str, Any]
     rows: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
     if "memory" in options.measure:
         for arm in arms:
-            peak = in_process(weigh_arm, arm, size, tasks, options)
-            rows[arm]["peak_MiB"] = None if peak is None else round(peak / 2**20, 1)
+            try:
+                rows[arm]["peak_MiB"] = round(in_process(weigh_arm, arm, size, tasks, options) / 2**20, 1)
+            except MemoryError:
+                rows[arm]["peak_MiB"] = None
         arms = [arm for arm in arms if rows[arm]["peak_MiB"] is not None]
     if "updates" in options.measure:
         for dtype in (torch.float32, torch.float64):
@@ -143,7 +145,8 @@ def report(options: argparse.Namespace, size: str, tasks: int) -> dict[str, Any]
 
 def show(console: Console, result: dict[str, Any]) -> None:
     inputs = "one input" if result["inputs"] == "shared" else "inputs of their own"
-    title = f"{result['size']} ({result['theta'] / 1e6:.1f} M), T = {result['tasks']}, {inputs}, {result['rows']} x {result['tokens']} tokens"
+    title = f"{result['size']} ({result['theta'] / 1e6:.1f} M), T = {result['tasks']}, {inputs}"
+    title += f", {result['rows']} x {result['tokens']} tokens"
     heads = ("arm", "ms a step", "ratio to floor", "quartiles", "peak MiB", "off ours, float32", "float64")
     table = Table(*heads, title=title)
     forms = {"milliseconds": "{:.1f}", "ratio": "{:.3f}", "quartiles": "{0[0]:.3f} to {0[1]:.3f}", "peak_MiB": "{:.0f}"}

@@ -21,7 +21,6 @@ import json
 import math
 import os
 import platform
-import shlex
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -36,6 +35,7 @@ import transformers
 from quality_suites import SUITES, Suite, collate
 from rich.console import Console
 from rich.markdown import Markdown
+from step_cost import as_given
 from transformers import PrinterCallback, set_seed
 
 from hf_dbmtl import MultiTaskTrainer, MultiTaskTrainingArguments
@@ -202,14 +202,8 @@ def write(
     tuning: dict[str, Any],
 ) -> None:
     """A row per run and task, and beside it what made it."""
-    words = {"suite": name, "arms": options.arms, "seeds": options.seeds}
-    words |= {key: getattr(options, key) for key in ("steps", "learning_rate", "grid", "optim")}
-    given = " ".join(
-        f"--{key} {' '.join(map(shlex.quote, map(str, value if isinstance(value, list) else [value])))}"
-        for key, value in words.items()
-        if value
-    )
-    given += " --tune_each" if options.tune_each else ""
+    matter = ("arms", "seeds", "steps", "learning_rate", "grid", "optim", "tune_each")
+    given = argparse.Namespace(suite=name, **{key: getattr(options, key) for key in matter})
     one_for_all = len(set(rates.values())) == 1
     place = options.results / f"quality_{name}.csv"
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -223,7 +217,7 @@ def write(
                     [run.method, run.seed, task, metric, f"{values[metric]:.6g}", round(1e3 * run.seconds, 1)]
                 )
     about = {
-        "command": f"python benchmarks/quality.py --data FOLDER {given}",
+        "command": " ".join(["python benchmarks/quality.py --data FOLDER", *as_given(given)]),
         "steps": steps,
         "rows_of_a_task_in_a_step": suite.rows,
         "learning_rate": next(iter(rates.values())) if one_for_all else rates,
@@ -270,9 +264,10 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
     parser.add_argument("--steps", type=int, help="steps of a run (default: the suite's)")
-    parser.add_argument("--learning_rate", type=float, help="learning rate (default: the best of the suite's grid)")
+    rate = parser.add_mutually_exclusive_group()
+    rate.add_argument("--learning_rate", type=float, help="learning rate (default: the best of the suite's grid)")
+    rate.add_argument("--tune_each", action="store_true", help="a learning rate of its own for every arm")
     parser.add_argument("--grid", type=float, nargs="+", help="learning rates to choose from (default: the suite's)")
-    parser.add_argument("--tune_each", action="store_true", help="a learning rate of its own for every arm")
     parser.add_argument("--optim", help="the optimizer of all runs, by transformers' name (default: adamw_torch)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument("--cache", type=Path, default=Path("quality_cache"), help="where finished runs are kept")
