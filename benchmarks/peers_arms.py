@@ -9,14 +9,14 @@ from typing import Any
 import shared_input
 import step_cost
 import torch
-from peers_steps import libmtl_step, torchjd_step
+from peers_steps import TEMPERATURE, find_libmtl, has_db_mtl, libmtl_step, torchjd_step
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel, PrinterCallback, TrainerCallback, TrainerControl
 
 from hf_dbmtl import Classification, MultiTaskModel, MultiTaskTrainer, MultiTaskTrainingArguments
 
 
-__all__ = ["FLOOR", "OURS", "PEERS", "SIZES", "make_model", "of_a_task", "train"]
+__all__ = ["FLOOR", "OURS", "PEERS", "SIZES", "arms_of", "counterpart", "make_model", "of_a_task", "train"]
 
 # layers, width, heads, vocabulary, rows of a task in a step, tokens
 SIZES = {
@@ -27,6 +27,43 @@ SIZES = {
 }
 OURS, FLOOR = "hf_dbmtl", "stock Trainer, summed losses"
 PEERS = ("LibMTL", "TorchJD", "TorchJD, one task at a time")
+SGD_RATE = 1e-2  # where updates are compared
+# the methods of LibMTL's release that look at losses only, and the options with which ours computes the same
+LOSS_ONLY: dict[str, dict[str, Any]] = {
+    "EW": {},
+    "UW": {"init": -0.5, "learning_rate": SGD_RATE},  # LibMTL learns its weights by the optimizer of the model
+    "DWA": {"temperature": TEMPERATURE, "period": 1},
+    "RLW": {},
+    "GLS": {},
+}
+
+
+def _loss_only(arm: str) -> str | None:
+    """The method of an arm like "LibMTL, GLS" or "hf_dbmtl, GLS"; None is DB-MTL, or the floor."""
+    name = arm.rpartition(", ")[2]
+    return name if name in LOSS_ONLY else None
+
+
+def counterpart(arm: str) -> str | None:
+    """The arm of this package that makes the same update, or None: the draws of RLW are each library's own."""
+    method = _loss_only(arm)
+    return OURS if method is None else None if method == "RLW" else f"{OURS}, {method}"
+
+
+def arms_of(options: argparse.Namespace) -> list[str]:
+    """
+    The floor, this package and the peers that were asked for. LibMTL is an arm where its DB-MTL is there; where it is
+    the release, which lacks it, its methods on losses stand in, each with ours beside it.
+    """
+    arms = [FLOOR, OURS, *(peer for peer in options.peers if peer != "LibMTL")]
+    if "LibMTL" not in options.peers:
+        return arms
+    libmtl = find_libmtl(options.libmtl)
+    if libmtl is None:
+        return arms
+    if has_db_mtl(libmtl):
+        return [*arms[:2], "LibMTL", *arms[2:]]
+    return [*arms, *(f"{library}, {method}" for method in LOSS_ONLY for library in (OURS, "LibMTL"))]
 
 
 def make_model(size: str, tasks: int) -> MultiTaskModel:
@@ -63,14 +100,18 @@ def train(
     """Trains by one arm; `turn`, a callback of transformers, is told the end of every step."""
     shared = options.inputs == "shared"
     model, batches = make_model(size, tasks), make_batches(size, tasks, options)
-    if arm in (OURS, FLOOR):
-        _train_by_trainer(arm == FLOOR, model, batches, steps, sgd, shared, [turn] if turn else [])
+    method = _loss_only(arm)
+    if arm == FLOOR or arm.startswith(OURS):
+        balancer = {"balancer": (method or "db_mtl").lower(), "balancer_kwargs": LOSS_ONLY.get(method or "", {})}
+        callbacks = [turn] if turn else []
+        _train_by_trainer(None if arm == FLOOR else balancer, model, batches, steps, sgd, shared, callbacks)
         return model
-    if arm == "LibMTL":
-        step = libmtl_step(model, options.libmtl, shared)
+    if arm.startswith("LibMTL"):
+        step, parameters = libmtl_step(model, find_libmtl(options.libmtl), method or "DB_MTL", shared)
     else:
         step = torchjd_step(model, 1 if arm.endswith("one task at a time") else None, shared)
-    optimizer = (torch.optim.SGD if sgd else torch.optim.AdamW)(model.parameters(), lr=1e-2 if sgd else 5e-5)
+        parameters = model.parameters()
+    optimizer = (torch.optim.SGD if sgd else torch.optim.AdamW)(parameters, lr=SGD_RATE if sgd else 5e-5)
     model.train()
     control = TrainerControl()
     for number in range(steps):
@@ -84,7 +125,7 @@ def train(
 
 
 def _train_by_trainer(
-    stock: bool,
+    balancer: dict[str, Any] | None,
     model: MultiTaskModel,
     batches: list,
     steps: int,
@@ -92,6 +133,8 @@ def _train_by_trainer(
     shared: bool,
     callbacks: list[TrainerCallback],
 ) -> None:
+    """With the arguments of a balancer, or without by the stock Trainer."""
+    stock = balancer is None
     summed = shared_input.StockTrainer if shared else step_cost.StockTrainer
     dealt = [{"all": batch} for batch in batches] if shared and not stock else batches
 
@@ -99,7 +142,9 @@ def _train_by_trainer(
         def get_train_dataloader(self) -> DataLoader:
             return self.accelerator.prepare(DataLoader(dealt * (steps // len(dealt) + 1), batch_size=None))
 
-    how = {"optim": "sgd", "learning_rate": 1e-2, "lr_scheduler_type": "constant"} if sgd else {"optim": "adamw_torch"}
+    how: dict[str, Any] = {"optim": "adamw_torch", **(balancer or {})}
+    if sgd:
+        how |= {"optim": "sgd", "learning_rate": SGD_RATE, "lr_scheduler_type": "constant"}
     # what is checked at construction; the batches are trained on
     own = [{"input_ids": [0], "labels": 0}]
     together = [{"input_ids": [0], **dict.fromkeys(model.tasks, 0)}]
@@ -107,7 +152,7 @@ def _train_by_trainer(
     with tempfile.TemporaryDirectory() as folder:
         args = MultiTaskTrainingArguments(
             output_dir=folder, max_steps=steps, save_strategy="no", logging_strategy="no", disable_tqdm=True,
-            use_cpu=True, balancer="db_mtl", max_grad_norm=0.0, **how,
+            use_cpu=True, max_grad_norm=0.0, **how,
         )  # fmt: skip
         trainer = Fixed(model=model, args=args, callbacks=callbacks, **data)
         trainer.remove_callback(PrinterCallback)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
-import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchjd.aggregation import Aggregator
@@ -17,10 +19,12 @@ from torchjd.autojac import jac_to_grad, mtl_backward
 from hf_dbmtl import MultiTaskModel
 
 
-__all__ = ["libmtl_step", "torchjd_step"]
+__all__ = ["BETA", "DECAY", "TEMPERATURE", "find_libmtl", "has_db_mtl", "libmtl_step", "torchjd_step"]
 
 EPSILON = 1e-8
 BETA, DECAY = 0.9, 0.5  # beta_k = 0.9 / sqrt(k), as this package has it by default
+TEMPERATURE = 2.0  # of DWA, the default of both
+Step = Callable[[dict[str, Any]], None]
 
 
 class Pooled(nn.Module):
@@ -41,31 +45,53 @@ def _split(batch: dict[str, Any]) -> tuple[dict[str, Tensor], Any]:
 # ---- LibMTL ----------------------------------------------------------------------------------------------------------
 
 
-def _import_libmtl(folder: Path) -> tuple[type, type]:
-    """Its DB-MTL and its architecture, without the package's `__init__`, which needs torch_geometric and more."""
-    if not (folder / "LibMTL" / "weighting" / "DB_MTL.py").is_file():
-        raise SystemExit(
-            f"--libmtl: {folder} has no LibMTL/weighting/DB_MTL.py; the release on PyPI lacks it: give a clone of "
-            "https://github.com/median-research-group/LibMTL."
-        )
+def find_libmtl(clone: Path | None) -> Path | None:
+    """
+    The folder that has the package `LibMTL`: the clone, or without one where it is installed, or None.
+
+    Raises:
+        `SystemExit`: if there is no LibMTL in the folder that was given.
+    """
+    if clone is not None:
+        if not (clone / "LibMTL" / "weighting" / "EW.py").is_file():
+            raise SystemExit(
+                f"--libmtl: {clone} has no LibMTL/weighting/EW.py: give a clone of "
+                "https://github.com/median-research-group/LibMTL, or leave it out after `pip install --no-deps LibMTL`."
+            )
+        return clone
+    found = importlib.util.find_spec("LibMTL")
+    return Path(found.submodule_search_locations[0]).parent if found and found.submodule_search_locations else None
+
+
+def has_db_mtl(libmtl: Path | None) -> bool:
+    """Whether it is the repository, and not the release on PyPI (1.1.5), which lacks DB-MTL."""
+    return libmtl is not None and (libmtl / "LibMTL" / "weighting" / "DB_MTL.py").is_file()
+
+
+def _import_libmtl(folder: Path, method: str) -> tuple[type, type]:
+    """Its architecture and the method, without the package's `__init__`, which needs torchvision, torch_geometric and more."""
     for name in ("LibMTL", "LibMTL.weighting", "LibMTL.architecture"):
-        module = types.ModuleType(name)
-        module.__path__ = [str(folder.joinpath(*name.split(".")))]
-        sys.modules[name] = module
-    method = importlib.import_module("LibMTL.weighting.DB_MTL").DB_MTL
-    return importlib.import_module("LibMTL.architecture.HPS").HPS, method
+        spec = ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = [str(folder.joinpath(*name.split(".")))]
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+    weighting = getattr(importlib.import_module(f"LibMTL.weighting.{method}"), method)
+    return importlib.import_module("LibMTL.architecture.HPS").HPS, weighting
 
 
-def libmtl_step(model: MultiTaskModel, folder: Path, shared: bool) -> Callable[[dict[str, Any]], None]:
-    """What LibMTL's Trainer does between fetching a batch and the optimizer's step (`forward4loss` and `backward`)."""
-    architecture, method = _import_libmtl(folder)
+def libmtl_step(model: MultiTaskModel, folder: Path, method: str, shared: bool) -> tuple[Step, Iterable[nn.Parameter]]:
+    """
+    What LibMTL's Trainer does between fetching a batch and the optimizer's step (`forward4loss` and `backward`), and the
+    parameters that it optimizes. For `DWA` every step is an epoch.
+    """
+    architecture, weighting = _import_libmtl(folder, method)
 
-    class MTLModel(architecture, method):  # as its Trainer puts them together
+    class MTLModel(architecture, weighting):  # as its Trainer puts them together
         def __init__(self) -> None:
             super().__init__(
                 list(model.tasks), lambda: Pooled(model.encoder), model.heads, False, not shared, torch.device("cpu")
             )
             self.init_param()
+            self.epoch, self.train_loss_buffer = 0, np.zeros((self.task_num, 2))
 
     whole = MTLModel()
 
@@ -79,10 +105,14 @@ def libmtl_step(model: MultiTaskModel, folder: Path, shared: bool) -> Callable[[
                 inputs, own = _split(batch[name])
                 outputs, labels = whole(inputs, name), {name: own}
             losses[place] = task.loss(outputs[name], labels[name])[0]
-        model.zero_grad(set_to_none=False)
-        whole.backward(losses, DB_beta=BETA, DB_beta_sigma=DECAY)
+        whole.zero_grad(set_to_none=False)
+        whole.backward(losses, DB_beta=BETA, DB_beta_sigma=DECAY, T=TEMPERATURE, dist="Normal")
+        if whole.epoch == whole.train_loss_buffer.shape[1]:
+            whole.train_loss_buffer = np.hstack([whole.train_loss_buffer, np.zeros_like(whole.train_loss_buffer)])
+        whole.train_loss_buffer[:, whole.epoch] = losses.detach()
+        whole.epoch += 1
 
-    return step
+    return step, whole.parameters()
 
 
 # ---- TorchJD ---------------------------------------------------------------------------------------------------------
@@ -106,9 +136,7 @@ class DualBalancing(Aggregator):
         return (norms.max() / (norms + EPSILON)) @ self.average
 
 
-def torchjd_step(
-    model: MultiTaskModel, parallel_chunk_size: int | None, shared: bool
-) -> Callable[[dict[str, Any]], None]:
+def torchjd_step(model: MultiTaskModel, parallel_chunk_size: int | None, shared: bool) -> Step:
     """`mtl_backward` and `jac_to_grad`, as TorchJD's example of multi-task learning has them."""
     aggregator, encoder = DualBalancing(), Pooled(model.encoder)
     parameters = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]

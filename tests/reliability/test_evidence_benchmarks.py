@@ -194,31 +194,55 @@ def test_molecules_keep_their_units_unless_standardised(modules: tuple[ModuleTyp
     assert outputs[0].std() > 10 and not outputs[0].equal(outputs[1])
 
 
+def how(inputs: str, libmtl: Path | None = None) -> argparse.Namespace:
+    return argparse.Namespace(inputs=inputs, libmtl=libmtl, rows=None, tokens=None, peers=["LibMTL"])
+
+
 def update(peers: ModuleType, arm: str, inputs: str) -> torch.Tensor:
     before = peers.make_model("tiny", 2).state_dict()
-    after = peers.train(
-        arm, "tiny", 2, 3, argparse.Namespace(inputs=inputs, rows=None, tokens=None), sgd=True
-    ).state_dict()
+    after = peers.train(arm, "tiny", 2, 3, how(inputs), sgd=True).state_dict()
     return torch.cat([(after[name] - before[name]).flatten() for name in before])
 
 
 @pytest.mark.parametrize("inputs", ["separate", "shared"])
 def test_torchjd_makes_our_update_and_summed_losses_do_not(modules: tuple[ModuleType, ModuleType], inputs: str) -> None:
     _, peers = modules
-    ours = update(peers, peers.OURS, inputs)
+    ours = update(peers, "hf_dbmtl", inputs)
     for arm in ("TorchJD", "TorchJD, one task at a time"):
         assert (update(peers, arm, inputs) - ours).norm() < 1e-5 * ours.norm()
     assert (update(peers, peers.FLOOR, inputs) - ours).norm() > 1e-2 * ours.norm()
 
 
-def test_the_release_of_libmtl_without_db_mtl_is_refused(
+@pytest.mark.parametrize("inputs", ["separate", "shared"])
+def test_the_release_of_libmtl_makes_our_updates_method_by_method(
+    modules: tuple[ModuleType, ModuleType], inputs: str
+) -> None:
+    """Its own code, which `make test` installs."""
+    _, peers = modules
+    theirs = [arm for arm in peers.arms_of(how(inputs)) if arm.startswith("LibMTL")]
+    assert theirs == ["LibMTL, EW", "LibMTL, UW", "LibMTL, DWA", "LibMTL, RLW", "LibMTL, GLS"]
+    updates = {}
+    for arm in theirs:
+        if ours := peers.counterpart(arm):  # not for RLW, whose draws are its own
+            updates[arm], own = update(peers, arm, inputs), update(peers, ours, inputs)
+            assert (updates[arm] - own).norm() < 1e-5 * own.norm(), arm
+    assert set(theirs) - set(updates) == {"LibMTL, RLW"}
+    for one, other in itertools.combinations(updates.values(), 2):  # the methods are not one and the same
+        assert (one - other).norm() > 1e-4 * one.norm()
+
+
+def test_libmtl_is_compared_by_its_db_mtl_where_it_has_one(
     modules: tuple[ModuleType, ModuleType], tmp_path: Path
 ) -> None:
     _, peers = modules
     with pytest.raises(SystemExit, match="clone"):
-        peers.train(
-            "LibMTL", "tiny", 2, 1, argparse.Namespace(inputs="separate", libmtl=tmp_path, rows=None, tokens=None)
-        )
+        peers.arms_of(how("separate", tmp_path))
+    place = tmp_path / "LibMTL" / "weighting"
+    place.mkdir(parents=True)
+    (place / "EW.py").touch()
+    assert "LibMTL, EW" in peers.arms_of(how("separate", tmp_path))
+    (place / "DB_MTL.py").touch()
+    assert [arm for arm in peers.arms_of(how("separate", tmp_path)) if arm.startswith("LibMTL")] == ["LibMTL"]
 
 
 @pytest.mark.slow
