@@ -210,8 +210,8 @@ class MultiTaskTrainer(
         head_gradients: dict[str, GradientVector] = {}
         loss = 0.0
         norms = self._logs_this_step()
-        total = None if norms else self.balancer.running_sum(self.gradients.zero()[0])
-        for task, measured in self._task_gradients(model, micro_batches, self.balancer.derivative, norms, total):
+        summed = self.balancer.is_plain_sum and not norms
+        for task, measured in self._task_gradients(model, micro_batches, self.balancer.derivative, norms, summed):
             if measured.num_items == 0:
                 continue  # absent: not in the sum, its memory unmoved, its head without a gradient
             finite = measured.is_finite and self.balancer.take(task, measured.loss, measured.shared, measured.norm)
@@ -225,7 +225,7 @@ class MultiTaskTrainer(
                 self.step_log.add(task, grad_norm=measured.norm)
         if self.balancer.validates and head_gradients:
             self._tune_on_validation(model, head_gradients)
-        balanced = self.balancer.balance()
+        balanced = self.balancer.balance(self.gradients.spare)
         shared, heads = self.gradients.zero()
         for task, gradient in head_gradients.items():
             heads.add_(gradient, balanced.head_weights[task])
@@ -241,7 +241,7 @@ class MultiTaskTrainer(
         micro_batches: list[dict[str, Any]],
         derivative: Callable[[str, Tensor], Tensor],
         norms: bool = True,
-        total: FlatVector | None = None,
+        summed: bool = False,
         units: Mapping[str, Unit] | None = None,
     ) -> Iterator[tuple[str, TaskGradient]]:
         """The loss and gradient of one task after the other, over all micro-batches, of the training's units or others."""
@@ -254,8 +254,8 @@ class MultiTaskTrainer(
             derivative=derivative,
             loss_scale=self._loss_scale(),
             norms=norms,
-            total=total,
-            count=self._count_items if total is not None and self._knows_items else None,
+            summed=summed,
+            count=self._count_items if summed and self._knows_items else None,
         )
         # FSDP adds up what it shards in every pass
         with contextlib.nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from .balancing import Balancer
     from .gradients import Gradients, TaskGradient
-    from .gradients.flat import FlatVector
     from .task import Task
     from .training_args import MultiTaskTrainingArguments
     from .units import Unit
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
             micro_batches: list[dict[str, Any]],
             derivative: Callable[[str, Tensor], Tensor],
             norms: bool = True,
-            total: FlatVector | None = None,
+            summed: bool = False,
             units: Mapping[str, Unit] | None = None,
         ) -> Iterator[tuple[str, TaskGradient]]: ...
         @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from helpers import TASKS, arguments, distance, tiny_data, tiny_model, train
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 
 from hf_dbmtl import MultiTaskTrainer
 from hf_dbmtl.gradients import LocalGradients
@@ -80,11 +82,38 @@ def test_a_step_is_the_same_whether_it_is_logged_or_not(name: str, layout: str, 
     assert distance(logged, quiet) < 1e-10
 
 
+class Counter(TrainerCallback):
+    """How many tensors of the size of a gradient of all shared parameters there are when the optimizer is about to step."""
+
+    def __init__(self) -> None:
+        self.found: list[int] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs) -> None:
+        shared = list(model.encoder.parameters())
+        size = sum(parameter.numel() * parameter.element_size() for parameter in shared)
+        tensors = [one for one in gc.get_objects() if type(one) is torch.Tensor]
+        tensors += [parameter.grad for parameter in shared if parameter.grad is not None]
+        storages = [tensor.untyped_storage() for tensor in tensors]
+        self.found.append(len({storage.data_ptr() for storage in storages if storage.nbytes() == size}))
+
+
+@pytest.mark.parametrize(
+    ("balancer", "beta", "gradients"), [("db_mtl", 0.9, len(TASKS) + 1), ("db_mtl", 0.0, 2), ("ew", None, 1)]
+)
+def test_the_gradients_that_a_process_keeps(balancer: str, beta: float | None, gradients: int, tmp_path: Path) -> None:
+    """The averages and one more, which holds the tasks' gradients one after the other and then the update."""
+    options = {} if beta is None else {"beta": beta}
+    args = arguments(tmp_path, max_steps=4, balancer=balancer, balancer_kwargs=options, logging_steps=100)
+    counter = Counter()
+    train(tiny_model(), args, tiny_data(), callbacks=[counter])
+    assert counter.found == [gradients] * 4
+
+
 class MeanOfLogs(LocalGradients):
     """The mistake to be caught: the gradient of the mean over micro-batches of each one's log loss."""
 
     def each(self, units, batches, how):
-        how = replace(how, total=None)
+        how = replace(how, summed=False)
         for unit, tasks in units.items():
             (task,), parts = tasks, []
             for batch in batches(unit):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ from .auto_lambda import TunedWeights
 from .db_mtl import EMA
 from .part import Part
 from .transforms import LossTransform
-from .vectors import V, Vector
+from .vectors import Vector
 from .weightings import CoordinateWeighting, Equal, GramianWeighting, NormWeighting, Weighting
 
 
@@ -79,7 +79,6 @@ class Balancer:
         self.task_weights = dict(task_weights or {})
         self.steps = 0
         self.epoch = 0
-        self._update: Vector | None = None  # what the last step came to; its memory serves the next one
         self.begin()
 
     def setup(self, tasks: Sequence[str], seed: int = 0) -> Balancer:
@@ -91,7 +90,7 @@ class Balancer:
     def begin(self, epoch: int | None = None) -> None:
         """Starts a step, in `epoch` (from 0; by default that of the last step)."""
         self.epoch = self.epoch if epoch is None else epoch
-        self._started = False  # whether `_update` holds the running sum of this step
+        self._sum: Vector | None = None  # the running sum, where there is one
         self._rows: dict[str, Vector] = {}
         self._norms: dict[str, float] = {}
         self._losses: dict[str, float] = {}
@@ -144,16 +143,14 @@ class Balancer:
         simple = self.memory is None and isinstance(self.weighting, Equal)
         return self.validates or self.transform.entangled or (self.transform.coupled and not simple)
 
-    def running_sum(self, like: V) -> V | None:
+    @property
+    def is_plain_sum(self) -> bool:
         """
-        Where the update is the plain sum of the gradients: a vector whose memory may be overwritten with it while the
-        gradients are made, so that the first of them given to `take` is the sum itself, and the others are zero.
+        Whether the update is the plain sum of the gradients: the first of them given to `take` may then be the sum itself,
+        and the others zero.
         """
         plain = isinstance(self.weighting, Equal) and self._streams and not self.transform.coupled
-        if not plain or any(weight != 1.0 for weight in self.task_weights.values()):
-            return None
-        self._update = room = self._room(like)
-        return room
+        return plain and all(weight == 1.0 for weight in self.task_weights.values())
 
     @property
     def known_before(self) -> bool:
@@ -163,25 +160,26 @@ class Balancer:
     def _rescale(self, factor: float) -> None:
         if factor != 1.0:
             self._late = {task: late * factor for task, late in self._late.items()}
-            if self._started and self._update is not None:
-                self._update.mul_(factor)
+            if self._sum is not None:
+                self._sum.mul_(factor)
 
     def _add(self, task: str, gradient: Vector) -> None:
         """Adds a gradient to the running sum, which stands for all of them where the norms suffice."""
         weighting = cast(NormWeighting, self.weighting)  # see `_streams`
         unit = weighting.unit(self._norms[task], task) * self.task_weight(task)
-        if self._started and self._update is not None:
-            self._update.add_(gradient, unit)
+        if self._sum is None:
+            self._sum = gradient.mul_(unit).take()
         else:
-            self._update = self._room(gradient).swap_(gradient.mul_(unit))
-            self._started = True
+            self._sum.add_(gradient, unit)
 
-    def _room(self, like: V) -> V:
-        """A vector whose memory may be overwritten: that of the last update, where there was one."""
-        return like.new_zero() if self._update is None else cast(V, self._update)  # all of a run are of one kind
+    def balance(self, room: Callable[[], Vector] | None = None) -> Balanced:
+        """
+        Ends the step: the update and the weights, and the step counts as balanced.
 
-    def balance(self) -> Balanced:
-        """Ends the step: the update and the weights, and the step counts as balanced."""
+        Args:
+            room (`Callable`, *optional*):
+                To a vector whose memory may be overwritten with the update; by default it is given memory of its own.
+        """
         if not self._losses:
             return Balanced(update=None)
         common = self.transform.scale(self._losses)
@@ -194,9 +192,9 @@ class Balancer:
                 else:
                     self._rows[task], self._norms[task] = self.memory.update(task, row, self.steps + 1)
         if isinstance(self.weighting, NormWeighting):
-            balanced = self._by_norms(self.weighting)
+            balanced = self._by_norms(self.weighting, room)
         elif isinstance(self.weighting, GramianWeighting):
-            balanced = self._by_gramian(self.weighting)
+            balanced = self._by_gramian(self.weighting, room)
         else:
             balanced = self._by_coordinates(cast(CoordinateWeighting, self.weighting))
         if not self._waits and balanced.update is not None:
@@ -213,31 +211,31 @@ class Balancer:
         self.begin()
         return balanced
 
-    def _by_norms(self, weighting: NormWeighting) -> Balanced:
+    def _by_norms(self, weighting: NormWeighting, room: Callable[[], Vector] | None) -> Balanced:
         scale = weighting.scale(list(self._norms.values()))
         weights = {
             task: scale * weighting.unit(norm, task) * self.task_weight(task) for task, norm in self._norms.items()
         }
-        if self._streams and self._update is not None:
-            return Balanced(self._update.mul_(scale), weights)
-        return Balanced(self._weighted_sum(weights), weights)
+        if self._sum is not None:
+            return Balanced(self._sum.mul_(scale), weights)
+        return Balanced(self._weighted_sum(weights, room), weights)
 
-    def _weighted_sum(self, weights: Mapping[str, float]) -> Vector:
+    def _weighted_sum(self, weights: Mapping[str, float], room: Callable[[], Vector] | None) -> Vector:
         first, *others = self._rows
-        update = self._room(self._rows[first]).set_(self._rows[first], weights[first])
+        update = self._rows[first].new_zero() if room is None else room()
+        update.set_(self._rows[first], weights[first])
         for task in others:
             update.add_(self._rows[task], weights[task])
-        self._update = update
         return update
 
-    def _by_gramian(self, weighting: GramianWeighting) -> Balanced:
+    def _by_gramian(self, weighting: GramianWeighting, room: Callable[[], Vector] | None) -> Balanced:
         first, *others = self._rows.values()
         gramian = first.gramian(others)
         norms = gramian.diagonal().clamp(min=0).sqrt()
         self._norms = dict(zip(self._rows, norms.tolist()))
         found = weighting.weights(gramian, list(self._rows), list(self._losses.values()), self.steps + 1)
         weights = {task: weight * self.task_weight(task) for task, weight in zip(self._rows, found.tolist())}
-        update = self._weighted_sum(weights)
+        update = self._weighted_sum(weights, room)
         pairs = torch.triu_indices(len(norms), len(norms), 1)
         cosines = (gramian / (norms[:, None] * norms).clamp(min=torch.finfo(gramian.dtype).tiny))[pairs[0], pairs[1]]
         return Balanced(update, weights, cosines=cosines if len(cosines) else None)

@@ -64,7 +64,7 @@ class Gradients(ABC):
         of_units = {unit: batches(unit) for unit in units}
         with Hooks(self.layout.parameters) as hooks:
             whole = self.layout.world == 1 and all(len(one) < 2 for one in of_units.values())
-            if how.total is not None and (whole or how.count is not None):
+            if how.summed and (whole or how.count is not None):
                 yield from PlainSum(self, units, of_units, how).each(hooks)
             else:
                 yield from self._one_by_one(units, of_units, how, hooks)
@@ -76,12 +76,12 @@ class Gradients(ABC):
         """The tasks with a gradient of their own each."""
 
     @abstractmethod
-    def _receiver(self, total: FlatVector | None = None) -> Receives:
-        """Where the gradient of a task arrives, or that of all of them, for which the memory of `total` may serve."""
+    def _receiver(self) -> Receives:
+        """Where the gradient of a task arrives, or that of all of them."""
 
     @abstractmethod
-    def _land(self, receiver: Receives, factor: float, reached: Sequence[bool], total: FlatVector) -> None:
-        """Makes `total` of what arrived on all processes, times `factor`. Every process must call it."""
+    def _land(self, receiver: Receives, factor: float, reached: Sequence[bool]) -> FlatVector:
+        """What arrived on all processes, times `factor`. Every process must call it."""
 
     @abstractmethod
     def _summed_over_processes(self, numbers: Sequence[float]) -> list[float]:
@@ -89,7 +89,10 @@ class Gradients(ABC):
 
     @abstractmethod
     def write(self, shared: FlatVector, heads: GradientVector, loss_scale: float = 1.0) -> None:
-        """Sets every parameter's `.grad` for the optimizer, times `loss_scale`; what no task reached stays `None`."""
+        """
+        Sets every parameter's `.grad` for the optimizer, times `loss_scale`; what no task reached stays `None`. `shared` is
+        used up: the passes of the next step may overwrite its memory.
+        """
 
     @abstractmethod
     def full(self, vector: FlatVector) -> list[Tensor | None]:
@@ -116,6 +119,10 @@ class Gradients(ABC):
     @abstractmethod
     def summed(self, heads: GradientVector) -> GradientVector:
         """The gradient of the heads, the parts of all processes added up. Every process must call it."""
+
+    def spare(self) -> FlatVector:
+        """A vector whose memory may be overwritten, until a task's gradient is asked for again."""
+        return self.zero()[0]
 
     @abstractmethod
     def zero(self) -> tuple[FlatVector, GradientVector]:

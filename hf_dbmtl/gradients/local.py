@@ -37,21 +37,17 @@ class LocalGradients(Gradients):
                 yield task, measured
                 self._free += [tensor for tensor in measured.shared.tensors if tensor is not None]
 
-    def _receiver(self, total: FlatVector | None = None) -> Receiver:
-        (flat,) = (None,) if total is None else total.tensors
-        return Receiver(self.layout.parameters, self._flat() if flat is None else flat)
+    def _receiver(self) -> Receiver:
+        return Receiver(self.layout.parameters, self._free.pop() if self._free else self.layout.empty())
 
     def _vector(self, receiver: Receives, reached: Sequence[bool]) -> FlatVector:
         return FlatVector(self.layout, receiver.finish(), torch.tensor(reached, dtype=torch.bool))
 
-    def _land(self, receiver: Receives, factor: float, reached: Sequence[bool], total: FlatVector) -> None:
-        total.swap_(self._vector(receiver, reached).mul_(factor))
+    def _land(self, receiver: Receives, factor: float, reached: Sequence[bool]) -> FlatVector:
+        return self._vector(receiver, reached).mul_(factor)
 
     def _summed_over_processes(self, numbers: Sequence[float]) -> list[float]:
         return list(numbers)
-
-    def _flat(self) -> Tensor:
-        return self._free.pop() if self._free else self.layout.empty()
 
     def _measured(self, task: str, passes: Passes, how: How, shared: FlatVector, transformed: bool) -> TaskGradient:
         if (found := contradiction(passes.losses, passes.items)) is not None:
@@ -75,6 +71,11 @@ class LocalGradients(Gradients):
             parameter.grad = None if tensor is None else tensor.to(parameter.dtype)
         for parameter, tensor in zip(self.heads.values(), heads.tensors):
             parameter.grad = None if tensor is None else tensor.to(parameter.dtype)
+        # for the passes of the next step, when the gradients have served
+        self._free += [tensor for tensor in shared.take().tensors if tensor is not None]
+
+    def spare(self) -> FlatVector:
+        return FlatVector(self.layout, self._free.pop() if self._free else None)
 
     def summed(self, heads: GradientVector) -> GradientVector:
         return heads

@@ -39,10 +39,10 @@ class How:
             The factor that `backward` puts on the loss (the scaler's), taken out of the gradients again.
         norms (`bool`):
             Whether the norm of every task's gradient is wanted.
-        total (`FlatVector`, *optional*):
-            A vector whose memory may be overwritten, where all that is wanted of the tasks' gradients is their sum, and
-            neither they nor their norms: autograd may add them to it at once, those of a unit in one backward pass, see
-            [`PlainSum`]. The first task present is then lent the sum, of the heads too, and the others zero vectors.
+        summed (`bool`):
+            Whether all that is wanted of the tasks' gradients is their sum, and neither they nor their norms: autograd may
+            add them up at once, those of a unit in one backward pass, see [`PlainSum`]. The first task present is then lent
+            the sum, of the heads too, and the others zero vectors.
         count (`Callable`, *optional*):
             `(tasks, batch)` to the number of items of each, integer tensors of shape `()`, known before its forward pass.
             None where it is not, or where a derivative depends on the loss of the whole step.
@@ -53,7 +53,7 @@ class How:
     derivative: Callable[[str, Tensor], Tensor]
     loss_scale: float = 1.0
     norms: bool = True
-    total: FlatVector | None = None
+    summed: bool = False
     count: Callable[[Sequence[str], Any], Mapping[str, Tensor]] | None = None
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .flat import FlatVector
 from .passes import How, TaskGradient, contradiction, refuse, total_loss
 from .receiver import Hooks, Receives
 from .vector import GradientVector
@@ -44,7 +45,7 @@ class Counted:
 
 class PlainSum:
     r"""
-    Lets autograd add the gradients of all tasks to [`How.total`]: micro-batch $m$ back-propagates
+    Lets autograd add up the gradients of all tasks: micro-batch $m$ back-propagates
     $\sum_t \phi'_t \frac{n_{t,m}}{N_t} L_{t,m}$ once, over the tasks that share it. So $N_t$ and $\phi'_t$ have to be known
     before the first backward pass: by [`How.count`], or of a single micro-batch on a single process, which is the whole step.
     The total is looked at once, when it is whole, and the tasks one by one only where it is not finite.
@@ -57,12 +58,11 @@ class PlainSum:
         batches (`Mapping[str, Sequence[Any]]`):
             The micro-batches of this process by unit.
         how ([`How`]):
-            How tasks are computed, with its `total`.
+            How tasks are computed.
     """
 
     def __init__(self, gradients: Gradients, units: Units, batches: Batches, how: How):
-        assert how.total is not None
-        self.gradients, self.units, self.batches, self.how, self.total = gradients, units, batches, how, how.total
+        self.gradients, self.units, self.batches, self.how = gradients, units, batches, how
         self.tasks = [task for tasks in units.values() for task in tasks]
         self.counted = self._count()
         self.numbers: dict[str, list[Tensor]] = {task: [] for task in self.tasks}  # L_1, n_1, L_2, n_2, ...
@@ -70,7 +70,7 @@ class PlainSum:
     def each(self, hooks: Hooks) -> Iterator[tuple[str, TaskGradient]]:
         """Runs all passes, and yields the tasks: the first present with the sum, of the heads too, the others with zero."""
         gradients = self.gradients
-        receiver, heads = gradients._receiver(self.total), gradients.zero()[1]
+        receiver, heads = gradients._receiver(), gradients.zero()[1]
         for unit, tasks in self.units.items():
             for number, batch in enumerate(self.batches[unit]):
                 parts = self._forward(tasks, number, batch)
@@ -78,8 +78,8 @@ class PlainSum:
                     with receiver.receiving(hooks):
                         self.how.backward(sum(parts[1:], start=parts[0]), retain_graph=False)
                     heads.add_(gradients._collect(gradients.heads))
-        means, items, heads_norm = self._land(receiver, heads)
-        norm = self.total.norm()
+        total, means, items, heads_norm = self._land(receiver, heads)
+        norm = total.norm()
         if not math.isfinite(norm + heads_norm):
             yield from self._culprit(hooks)
         begun = False
@@ -91,7 +91,7 @@ class PlainSum:
                 yield task, TaskGradient(means[task], items[task], shared, own, norm=0.0)
             else:
                 begun = True
-                yield task, TaskGradient(means[task], items[task], self.total, heads, norm, heads_norm)
+                yield task, TaskGradient(means[task], items[task], total, heads, norm, heads_norm)
 
     def _count(self) -> dict[str, Counted] | None:
         """The items of every task, summed over the processes at once."""
@@ -127,10 +127,12 @@ class PlainSum:
     def _term(self, task: str, loss: Tensor, share: float) -> Tensor:
         return loss / share * self.how.derivative(task, loss.detach())
 
-    def _land(self, receiver: Receives, heads: GradientVector) -> tuple[dict[str, float], dict[str, float], float]:
+    def _land(
+        self, receiver: Receives, heads: GradientVector
+    ) -> tuple[FlatVector, dict[str, float], dict[str, float], float]:
         """
-        Makes the total of what all passes and processes have left: the mean loss and the number of items by task, and a
-        number that is finite if and only if the gradient of the heads is, on every process.
+        What all passes and processes have left: the total, the mean loss and the number of items by task, and a number that
+        is finite if and only if the gradient of the heads is, on every process.
         """
         gradients, factor = self.gradients, 1.0 / self.how.loss_scale
         read = _read([number for numbers in self.numbers.values() for number in numbers])
@@ -145,7 +147,7 @@ class PlainSum:
         numbers = iter(gradients._summed_over_processes([float(one) for one in told]))
         all_sums, all_items, all_wrong = ({task: next(numbers) for task in self.tasks} for _ in range(3))
         heads_norm, everywhere = next(numbers), [one > 0 for one in numbers]
-        gradients._land(receiver, factor, everywhere[: len(gradients.shared)], self.total)
+        total = gradients._land(receiver, factor, everywhere[: len(gradients.shared)])
         for task, count in all_wrong.items():
             if count > 0:
                 self._refuse(task, *own[task])
@@ -154,7 +156,7 @@ class PlainSum:
         if gradients.layout.world == 1:
             # that of a single micro-batch as it is, and not its product with n divided by n
             means |= {task: losses[0] for task, (losses, _) in own.items() if len(losses) == 1}
-        return means, all_items, heads_norm
+        return total, means, all_items, heads_norm
 
     def _miscounted(self, task: str, items: Sequence[float]) -> bool:
         counted = self.counted
@@ -172,7 +174,7 @@ class PlainSum:
 
     def _culprit(self, hooks: Hooks) -> Iterator[tuple[str, TaskGradient]]:
         """Of tasks whose sum is not finite the one to be told of: the gradients once more, one by one."""
-        alone = replace(self.how, total=None, norms=True)
+        alone = replace(self.how, summed=False, norms=True)
         for task, measured in self.gradients._one_by_one(self.units, self.batches, alone, hooks):
             if not measured.is_finite:
                 yield task, measured

@@ -68,14 +68,14 @@ class ReplicatedGradients(Gradients):
     def _layout(self) -> Layout:
         return Layout(self.shared, dist.get_rank(), dist.get_world_size(), self.heads)
 
-    def _receiver(self, total: FlatVector | None = None) -> Receives:
+    def _receiver(self) -> Receives:
         return Receiver(self.layout.parameters, self._flat())
 
-    def _land(self, receiver: Receives, factor: float, reached: Sequence[bool], total: FlatVector) -> None:
+    def _land(self, receiver: Receives, factor: float, reached: Sequence[bool]) -> FlatVector:
         piece, works = self._scatter(receiver, factor)
         self._wait(works)
         self._free.append(receiver.flat)
-        total.swap_(FlatVector(self.layout, piece, torch.tensor(reached, dtype=torch.bool)))
+        return FlatVector(self.layout, piece, torch.tensor(reached, dtype=torch.bool))
 
     @staticmethod
     def _wait(works: list) -> None:

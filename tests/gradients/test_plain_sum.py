@@ -54,7 +54,7 @@ class Both(Setting):
             lambda task, loss: loss.new_tensor(FACTORS[task]),
             self.loss_scale,
             norms=False,
-            total=self.gradients.zero()[0],
+            summed=True,
             count=self.count,
         )
         how = replace(how, **options)
