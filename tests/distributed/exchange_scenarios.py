@@ -61,10 +61,10 @@ def _counted(folder: Path, layout: str, balancer: str, accumulation: int) -> dic
         def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
             balance = self.balancer.balance
 
-            def watched() -> Any:
+            def watched(*args: Any) -> Any:
                 kept = self.balancer.memory.rows if self.balancer.memory else self.balancer._rows
                 rows[:] = [row.tensors[0].numel() * row.tensors[0].element_size() for row in kept.values()]
-                return balance()
+                return balance(*args)
 
             with mock.patch.object(self.balancer, "balance", watched):
                 return super().training_step(*args, **kwargs)
