@@ -98,15 +98,26 @@ class Counter(TrainerCallback):
 
 
 @pytest.mark.parametrize(
-    ("balancer", "beta", "gradients"), [("db_mtl", 0.9, len(TASKS) + 1), ("db_mtl", 0.0, 2), ("ew", None, 1)]
+    ("balancer", "beta", "gradients"),
+    [
+        ("db_mtl", 0.9, len(TASKS) + 1),
+        ("db_mtl", 0.0, 2),
+        ("ew", None, 1),
+        # an update that is made anew: beside it the one of the step before, and one for the tasks
+        ("ema+graddrop", None, len(TASKS) + 3),
+    ],
 )
 def test_the_gradients_that_a_process_keeps(balancer: str, beta: float | None, gradients: int, tmp_path: Path) -> None:
-    """The averages and one more, which holds the tasks' gradients one after the other and then the update."""
+    """
+    The averages and one more, which holds the tasks' gradients one after the other and then the update; and no more after
+    many steps than after three.
+    """
     options = {} if beta is None else {"beta": beta}
-    args = arguments(tmp_path, max_steps=4, balancer=balancer, balancer_kwargs=options, logging_steps=100)
+    args = arguments(tmp_path, max_steps=9, balancer=balancer, balancer_kwargs=options, logging_steps=100)
     counter = Counter()
     train(tiny_model(), args, tiny_data(), callbacks=[counter])
-    assert counter.found == [gradients] * 4
+    assert counter.found[2:] == [gradients] * 7
+    assert max(counter.found) == gradients
 
 
 class MeanOfLogs(LocalGradients):

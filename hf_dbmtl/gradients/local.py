@@ -71,8 +71,10 @@ class LocalGradients(Gradients):
             parameter.grad = None if tensor is None else tensor.to(parameter.dtype)
         for parameter, tensor in zip(self.heads.values(), heads.tensors):
             parameter.grad = None if tensor is None else tensor.to(parameter.dtype)
-        # for the passes of the next step, when the gradients have served
-        self._free += [tensor for tensor in shared.take().tensors if tensor is not None]
+        # for the passes of the next step, when the gradients have served: one for a task and one for a running sum
+        (flat,) = shared.take().tensors
+        if flat is not None and flat.dtype == self.layout.dtype and len(self._free) < 2:
+            self._free.append(flat)
 
     def spare(self) -> FlatVector:
         return FlatVector(self.layout, self._free.pop() if self._free else None)
