@@ -211,10 +211,15 @@ class MultiTaskTrainer(
         loss = 0.0
         norms = self._logs_this_step()
         summed = self.balancer.is_plain_sum and not norms
-        for task, measured in self._task_gradients(model, micro_batches, self.balancer.derivative, norms, summed):
+        blend = self.balancer.blend
+        for task, measured in self._task_gradients(
+            model, micro_batches, self.balancer.derivative, norms, summed, blend
+        ):
             if measured.num_items == 0:
                 continue  # absent: not in the sum, its memory unmoved, its head without a gradient
-            finite = measured.is_finite and self.balancer.take(task, measured.loss, measured.shared, measured.norm)
+            finite = measured.is_finite and self.balancer.take(
+                task, measured.loss, measured.shared, measured.norm, measured.blended
+            )
             if not finite:
                 buffers.restore()
                 return self._skip_step(task, measured)
@@ -242,6 +247,7 @@ class MultiTaskTrainer(
         derivative: Callable[[str, Tensor], Tensor],
         norms: bool = True,
         summed: bool = False,
+        blend: Callable[[str], Any] | None = None,
         units: Mapping[str, Unit] | None = None,
     ) -> Iterator[tuple[str, TaskGradient]]:
         """The loss and gradient of one task after the other, over all micro-batches, of the training's units or others."""
@@ -255,6 +261,7 @@ class MultiTaskTrainer(
             loss_scale=self._loss_scale(),
             norms=norms,
             summed=summed,
+            blend=blend,
             count=self._count_items if summed and self._knows_items else None,
         )
         # FSDP adds up what it shards in every pass

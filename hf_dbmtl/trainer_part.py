@@ -54,6 +54,7 @@ if TYPE_CHECKING:
             derivative: Callable[[str, Tensor], Tensor],
             norms: bool = True,
             summed: bool = False,
+            blend: Callable[[str], Any] | None = None,
             units: Mapping[str, Unit] | None = None,
         ) -> Iterator[tuple[str, TaskGradient]]: ...
         @staticmethod

@@ -101,7 +101,14 @@ class Balancer:
         """The factor on the gradient of `loss` (`torch.Tensor` of shape `()`), see [`LossTransform.derivative`]."""
         return self.transform.derivative(task, loss)
 
-    def take(self, task: str, loss: float, gradient: Vector, norm: float | None = None) -> bool:
+    def blend(self, task: str) -> tuple[Vector, float] | None:
+        """
+        The vector $v$ and the share $b$ with which the gradient $g$ of the task may be blended before it is given to `take`,
+        $(1 - b) g + b v$; None where `take` wants the gradient itself.
+        """
+        return None if self.memory is None or self._waits else self.memory.blend(task, self.steps + 1)
+
+    def take(self, task: str, loss: float, gradient: Vector, norm: float | None = None, blended: bool = False) -> bool:
         """
         Takes in what a task present in the step contributes.
 
@@ -115,6 +122,8 @@ class Balancer:
                 what it wants to keep.
             norm (`float`, *optional*):
                 The norm of `gradient`, where it is known already.
+            blended (`bool`, *optional*, defaults to `False`):
+                Whether it is blended with what `blend` gave in this step.
 
         Returns:
             `bool`: whether the gradient is finite. If not, the step cannot go on, and nothing remembers it.
@@ -123,7 +132,7 @@ class Balancer:
         self._rescale(self.transform.rescale(task, loss))
         self._losses[task], self._late[task] = loss, 1.0
         if self.memory is not None and not self._waits:
-            self._rows[task], self._norms[task] = self.memory.update(task, gradient, self.steps + 1)
+            self._rows[task], self._norms[task] = self.memory.update(task, gradient, self.steps + 1, blended)
         else:
             self._norms[task] = gradient.norm() if norm is None else norm
             if self._streams:

@@ -94,10 +94,15 @@ class EMA(Part):
         self.dtype = ema_dtype
         self.rows: dict[str, Vector] = {}
 
-    def update(self, task: str, gradient: V, step: int) -> tuple[V, float]:
+    def blend(self, task: str, step: int) -> tuple[Vector, float] | None:
+        """The average so far, and its share in the one of balanced step `step`; None where there is none yet."""
+        row = self.rows.get(task)
+        return None if row is None else (row, self.beta / step**self.decay)
+
+    def update(self, task: str, gradient: V, step: int, blended: bool = False) -> tuple[V, float]:
         """
         Takes the `gradient` of the `task` in, at balanced step `step` (from 1), unless it is not finite. It is used up: the
-        average is formed in its place, and the two change places.
+        average is formed in its place, where it is not yet `blended` (see `blend`), and the two change places.
 
         Returns:
             `tuple[V, float]`: the average and its norm. Where the norm is not finite the average stays as it was.
@@ -105,7 +110,9 @@ class EMA(Part):
         row: Any = self.rows.get(task)
         if row is None:
             row = self.rows[task] = gradient.new_zero(self.dtype)
-        norm = gradient.lerp_(row, self.beta / step**self.decay).norm()
+        if not blended:
+            gradient.lerp_(row, self.beta / step**self.decay)
+        norm = gradient.norm()
         if math.isfinite(norm):
             row.hold_(gradient)
             norm = norm if self.dtype is None else row.norm()

@@ -33,12 +33,14 @@ class LocalGradients(Gradients):
             single = len(batches[unit]) == 1
             for task, passes in self._run_passes(tasks, batches[unit], how, hooks, transformed=single):
                 shared = self._vector(passes.shared, passes.shared.reached)
+                if passes.blended and how.blend is not None and (blend := how.blend(task)) is not None:
+                    shared.reached = shared.reached | blend[0].reached
                 measured = self._measured(task, passes, how, shared, transformed=single)
                 yield task, measured
                 self._free += [tensor for tensor in measured.shared.tensors if tensor is not None]
 
-    def _receiver(self) -> Receiver:
-        return Receiver(self.layout.parameters, self._free.pop() if self._free else self.layout.empty())
+    def _receiver(self, blend: tuple[FlatVector, float] | None = None) -> Receiver:
+        return Receiver(self.layout.parameters, self._free.pop() if self._free else self.layout.empty(), blend=blend)
 
     def _vector(self, receiver: Receives, reached: Sequence[bool]) -> FlatVector:
         return FlatVector(self.layout, receiver.finish(), torch.tensor(reached, dtype=torch.bool))
@@ -63,7 +65,8 @@ class LocalGradients(Gradients):
             correction *= how.derivative(task, torch.tensor(mean, dtype=passes.dtype)).item()
         heads = passes.heads.mul_(correction)
         shared.mul_(correction)
-        return TaskGradient(mean, total, shared, heads, shared.norm() if how.norms else None, heads.norm())
+        norm = shared.norm() if how.norms else None
+        return TaskGradient(mean, total, shared, heads, norm, heads.norm(), passes.blended)
 
     def write(self, shared: FlatVector, heads: GradientVector, loss_scale: float = 1.0) -> None:
         heads.mul_(loss_scale)

@@ -46,6 +46,9 @@ class How:
         count (`Callable`, *optional*):
             `(tasks, batch)` to the number of items of each, integer tensors of shape `()`, known before its forward pass.
             None where it is not, or where a derivative depends on the loss of the whole step.
+        blend (`Callable`, *optional*):
+            From a task to a vector $v$ and a share $b$, or None: the task may then be lent $(1 - b) g + b v$ in place of its
+            gradient $g$, see [`TaskGradient.blended`]. Formed while $g$ arrives it costs two passes over memory, not five.
     """
 
     forward: Callable[[Sequence[str], Any], Mapping[str, tuple[Tensor, Tensor]]]
@@ -55,6 +58,7 @@ class How:
     norms: bool = True
     summed: bool = False
     count: Callable[[Sequence[str], Any], Mapping[str, Tensor]] | None = None
+    blend: Callable[[str], tuple[FlatVector, float] | None] | None = None
 
 
 @dataclass
@@ -75,6 +79,8 @@ class TaskGradient:
             The norm of `shared`, where it was wanted.
         heads_norm (`float`):
             A number that is finite if and only if `heads` is, on every process.
+        blended (`bool`):
+            Whether `shared` is blended with what [`How.blend`] gave.
     """
 
     loss: float
@@ -83,6 +89,7 @@ class TaskGradient:
     heads: GradientVector
     norm: float | None
     heads_norm: float = 0.0
+    blended: bool = False
 
     @property
     def is_finite(self) -> bool:
@@ -106,6 +113,8 @@ class Passes:
             The gradient of the heads.
         numbers (`list[torch.Tensor]`):
             $L_1, n_1, L_2, n_2, \dots$
+        blended (`bool`):
+            Whether the gradient of the shared parameters is blended with another vector as it arrives.
     """
 
     parts: int
@@ -113,6 +122,7 @@ class Passes:
     heads: GradientVector
     numbers: list[Tensor] = field(default_factory=list)
     reference: Tensor | None = None
+    blended: bool = False
 
     def scaled(self, loss: Tensor, items: Tensor, reference: Callable[[Tensor], Tensor]) -> Tensor:
         """What is back-propagated for a micro-batch with this mean loss over so many items."""

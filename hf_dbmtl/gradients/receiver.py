@@ -8,8 +8,11 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch._utils import _unflatten_dense_tensors
+
+from .flat import FlatVector
 
 
 __all__ = ["Hooks", "Receiver", "Receives"]
@@ -42,15 +45,32 @@ class Receiver:
             Where their gradients are added up, one behind the other.
         reached (`list[bool]`, *optional*):
             The parameters whose gradients `flat` holds already. By default what it holds is overwritten.
+        blend (`tuple[FlatVector, float]`, *optional*):
+            A vector and a share: what is added up is blended with it, every gradient as soon as it is made, while it is in
+            the processor's cache.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], flat: Tensor, reached: list[bool] | None = None):
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        flat: Tensor,
+        reached: list[bool] | None = None,
+        blend: tuple[FlatVector, float] | None = None,
+    ):
         self.parameters = parameters
         self.flat = flat
         self.reached = [False] * len(parameters) if reached is None else reached
         self._views = _unflatten_dense_tensors(flat, parameters)
+        self._share = 0.0
+        self._others: Sequence[Tensor] = ()
+        if blend is not None:
+            other, self._share = blend
+            self._others = _unflatten_dense_tensors(other.tensors[0], parameters)
         self._in_place = [
-            parameter.dtype == flat.dtype and parameter.device == flat.device and parameter.numel() < LARGE
+            blend is None
+            and parameter.dtype == flat.dtype
+            and parameter.device == flat.device
+            and parameter.numel() < LARGE
             for parameter in parameters
         ]
         if reached is None:
@@ -86,17 +106,22 @@ class Receiver:
             assert grad is not None  # it has just been made
             if grad.is_sparse:
                 grad = grad.to_dense()
+            view = self._views[position]
             if self.reached[position]:
-                self._views[position].add_(grad)
+                view.add_(grad, alpha=1.0 - self._share)
+            elif self._others:
+                torch.lerp(grad.to(view), self._others[position], self._share, out=view)
             else:
-                self._views[position].copy_(grad)
+                view.copy_(grad)
         self.reached[position] = True
 
     def finish(self) -> Tensor:
-        """The flat tensor, zero where no gradient has arrived."""
-        for view, here, reached in zip(self._views, self._in_place, self.reached):
-            if not here and not reached:
+        """The flat tensor, where no gradient has arrived blended with zero."""
+        for position, view in enumerate(self._views):
+            if not self._in_place[position] and not self.reached[position]:
                 view.zero_()
+                if self._others:
+                    view.lerp_(self._others[position], self._share)
         return self.flat
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from hf_dbmtl.gradients import GradientVector, How, LocalGradients, TaskGradient, split_parameters
+from hf_dbmtl.gradients.flat import FlatVector
 
 
 class Net(nn.Module):
@@ -140,6 +141,35 @@ def test_the_gradient_of_the_mean(cuts: list[int], dtype: torch.dtype, bound: fl
     # asked once, at the mean over everything
     assert setting.asked == [pytest.approx(loss, rel=max(bound, 1e-14))]
     assert all(parameter.grad is None for parameter in setting.model.parameters())
+
+
+@pytest.mark.parametrize("task", ["a", "b"])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-14), (torch.float32, 2e-6)], ids=["float64", "float32"]
+)
+def test_a_gradient_is_blended_as_it_arrives(dtype: torch.dtype, bound: float, task: str) -> None:
+    setting = Setting(dtype, log_derivative)
+    _, _, shared, _ = setting.expected(task)
+    flat = setting.measure([0, 8], "b").flat
+    other = FlatVector(setting.gradients.layout, flat.tensors[0].clone() * 3, flat.reached)
+    how = replace(setting.how(), norms=False, blend=lambda task: (other, 0.3))
+    found = measure(setting.gradients, task, [slice(0, 8)], how)
+    assert found.blended
+    expected = [
+        None if v is None else 0.7 * (torch.zeros_like(v) if g is None else g) + 0.3 * v  # `b` reaches more than `a`
+        for g, v in zip(shared, setting.gradients.full(other))
+    ]
+    assert difference(found.shared, expected) < bound
+    # not where its norm is asked for, or where a factor has to come on top of what arrives
+    halves = [slice(0, 4), slice(4, 8)]
+    setting.loss_scale = 4.0
+    scaled = replace(how, loss_scale=4.0)
+    assert not measure(setting.gradients, task, [slice(0, 8)], scaled).blended
+    setting.loss_scale = 1.0
+    for batches, alone in ((halves, how), ([slice(0, 8)], replace(how, norms=True))):
+        found = measure(setting.gradients, task, batches, alone)
+        assert not found.blended
+        assert difference(found.shared, shared) < bound
 
 
 def test_where_the_first_micro_batch_has_no_item() -> None:
