@@ -140,8 +140,10 @@ def test_a_bad_step_leaves_nothing(precision: str, where: str, value: float, tmp
 def test_without_the_check_it_would_stay(precision: str, where: str, tmp_path: Path, monkeypatch) -> None:
     """The control: neither the loss nor the gradient is looked at, and what is remembered takes it in."""
 
-    def remember(self: EMA, task: str, gradient, step: int):
+    def remember(self: EMA, task: str, gradient, step: int, blended: bool):
         row = self.rows.setdefault(task, gradient.new_zero())
+        if blended:
+            return row.swap_(gradient), 1.0
         return row.lerp_(gradient, 1.0 - self.beta / step**self.decay), 1.0
 
     monkeypatch.setattr(TaskGradient, "is_finite", True)
