@@ -48,7 +48,7 @@ class How:
             None where it is not, or where a derivative depends on the loss of the whole step.
         blend (`Callable`, *optional*):
             From a task to a vector $v$ and a share $b$, or None: the task may then be lent $(1 - b) g + b v$ in place of its
-            gradient $g$, see [`TaskGradient.blended`]. Formed while $g$ arrives it costs two passes over memory, not five.
+            gradient $g$, see [`TaskGradient.blended`]. Formed while $g$ arrives it costs fewer passes over memory.
     """
 
     forward: Callable[[Sequence[str], Any], Mapping[str, tuple[Tensor, Tensor]]]
