@@ -37,7 +37,7 @@ class LocalGradients(Gradients):
                     shared.reached = shared.reached | blend[0].reached
                 measured = self._measured(task, passes, how, shared, transformed=single)
                 yield task, measured
-                self._free += [tensor for tensor in measured.shared.tensors if tensor is not None]
+                self._keep(measured.shared)
 
     def _receiver(self, blend: tuple[FlatVector, float] | None = None) -> Receiver:
         return Receiver(self.layout.parameters, self._free.pop() if self._free else self.layout.empty(), blend=blend)
@@ -75,8 +75,13 @@ class LocalGradients(Gradients):
         for parameter, tensor in zip(self.heads.values(), heads.tensors):
             parameter.grad = None if tensor is None else tensor.to(parameter.dtype)
         # for the passes of the next step, when the gradients have served: one for a task and one for a running sum
-        (flat,) = shared.take().tensors
-        if flat is not None and flat.dtype == self.layout.dtype and len(self._free) < 2:
+        if len(self._free) < 2:
+            self._keep(shared.take())
+
+    def _keep(self, vector: FlatVector) -> None:
+        """Keeps the memory of a vector that has served, unless it is of another type, as rows of a checkpoint may be."""
+        (flat,) = vector.tensors
+        if flat is not None and flat.dtype == self.layout.dtype:
             self._free.append(flat)
 
     def spare(self) -> FlatVector:

@@ -108,7 +108,7 @@ class Receiver:
                 grad = grad.to_dense()
             view = self._views[position]
             if self.reached[position]:
-                view.add_(grad, alpha=1.0 - self._share)
+                view.add_(grad.to(view), alpha=1.0 - self._share)
             elif self._others:
                 torch.lerp(grad.to(view), self._others[position], self._share, out=view)
             else:

@@ -172,6 +172,15 @@ def test_a_gradient_is_blended_as_it_arrives(dtype: torch.dtype, bound: float, t
         assert difference(found.shared, shared) < bound
 
 
+def test_memory_of_another_type_does_not_serve_again() -> None:
+    """As where a task's average, loaded from a checkpoint of a run in float64, has taken the place of its gradient."""
+    setting = Setting(torch.float32)
+    for _, found in setting.gradients.each({"a": ["a"], "b": ["b"]}, lambda unit: [slice(0, 8)], setting.how()):
+        assert found.shared.tensors[0].dtype == torch.float32
+        found.shared.tensors[0] = found.shared.tensors[0].double()
+    assert setting.measure([0, 8]).flat.tensors[0].dtype == torch.float32
+
+
 def test_where_the_first_micro_batch_has_no_item() -> None:
     setting = Setting()
     found = setting.measure(CUTS["the first without"])

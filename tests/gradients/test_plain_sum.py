@@ -65,9 +65,9 @@ class Both(Setting):
         """All tasks, the gradients as one tensor per parameter, copied."""
         found = {}
         for task, one in self.each(units, cuts, **options):
-            found[task] = one
             tensors = self.gradients.full(one.shared)
-            one.shared = GradientVector([None if tensor is None else tensor.clone() for tensor in tensors])
+            own = GradientVector([None if tensor is None else tensor.clone() for tensor in tensors])
+            found[task] = replace(one, shared=own)
         return found
 
 
