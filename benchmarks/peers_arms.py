@@ -56,9 +56,7 @@ def arms_of(options: argparse.Namespace) -> list[str]:
     the release, which lacks it, its methods on losses stand in, each with ours beside it.
     """
     arms = [FLOOR, OURS, *(peer for peer in options.peers if peer != "LibMTL")]
-    if "LibMTL" not in options.peers:
-        return arms
-    libmtl = find_libmtl(options.libmtl)
+    libmtl = find_libmtl(options.libmtl) if "LibMTL" in options.peers else None
     if libmtl is None:
         return arms
     if has_db_mtl(libmtl):

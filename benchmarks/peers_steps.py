@@ -19,7 +19,7 @@ from torchjd.autojac import jac_to_grad, mtl_backward
 from hf_dbmtl import MultiTaskModel
 
 
-__all__ = ["BETA", "DECAY", "TEMPERATURE", "find_libmtl", "has_db_mtl", "libmtl_step", "torchjd_step"]
+__all__ = ["TEMPERATURE", "find_libmtl", "has_db_mtl", "libmtl_step", "torchjd_step"]
 
 EPSILON = 1e-8
 BETA, DECAY = 0.9, 0.5  # beta_k = 0.9 / sqrt(k), as this package has it by default
@@ -91,7 +91,7 @@ def libmtl_step(model: MultiTaskModel, folder: Path, method: str, shared: bool) 
                 list(model.tasks), lambda: Pooled(model.encoder), model.heads, False, not shared, torch.device("cpu")
             )
             self.init_param()
-            self.epoch, self.train_loss_buffer = 0, np.zeros((self.task_num, 2))
+            self.epoch, self.train_loss_buffer = 0, np.zeros((self.task_num, 0))
 
     whole = MTLModel()
 
@@ -107,9 +107,7 @@ def libmtl_step(model: MultiTaskModel, folder: Path, method: str, shared: bool) 
             losses[place] = task.loss(outputs[name], labels[name])[0]
         whole.zero_grad(set_to_none=False)
         whole.backward(losses, DB_beta=BETA, DB_beta_sigma=DECAY, T=TEMPERATURE, dist="Normal")
-        if whole.epoch == whole.train_loss_buffer.shape[1]:
-            whole.train_loss_buffer = np.hstack([whole.train_loss_buffer, np.zeros_like(whole.train_loss_buffer)])
-        whole.train_loss_buffer[:, whole.epoch] = losses.detach()
+        whole.train_loss_buffer = np.column_stack([whole.train_loss_buffer, losses.detach()])
         whole.epoch += 1
 
     return step, whole.parameters()

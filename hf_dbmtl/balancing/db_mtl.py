@@ -97,7 +97,10 @@ class EMA(Part):
     def blend(self, task: str, step: int) -> tuple[Vector, float] | None:
         """The average so far, and its share in the one of balanced step `step`; None where there is none yet."""
         row = self.rows.get(task)
-        return None if row is None else (row, self.beta / step**self.decay)
+        return None if row is None else (row, self._share(step))
+
+    def _share(self, step: int) -> float:
+        return self.beta / step**self.decay
 
     def update(self, task: str, gradient: V, step: int, blended: bool = False) -> tuple[V, float]:
         """
@@ -111,7 +114,7 @@ class EMA(Part):
         if row is None:
             row = self.rows[task] = gradient.new_zero(self.dtype)
         if not blended:
-            gradient.lerp_(row, self.beta / step**self.decay)
+            gradient.lerp_(row, self._share(step))
         norm = gradient.norm()
         if math.isfinite(norm):
             row.hold_(gradient)

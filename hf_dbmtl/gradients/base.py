@@ -76,8 +76,8 @@ class Gradients(ABC):
         """The tasks with a gradient of their own each."""
 
     @abstractmethod
-    def _receiver(self, blend: tuple[FlatVector, float] | None = None) -> Receives:
-        """Where the gradient of a task arrives, or that of all of them, and the vector and share it is blended with."""
+    def _receiver(self) -> Receives:
+        """Where the gradient of a task arrives, or that of all of them."""
 
     @abstractmethod
     def _land(self, receiver: Receives, factor: float, reached: Sequence[bool]) -> FlatVector:
@@ -169,12 +169,8 @@ class Gradients(ABC):
                 yield task, self._ended(Passes(0, self._receiver(), self.zero()[1]), how)
 
     def _passes(self, task: str, parts: int, how: How, transformed: bool) -> Passes:
-        # where a factor comes on top of what arrives, nothing can be blended with it before
-        whole = transformed and how.loss_scale == 1.0 and not how.norms
-        blend = how.blend(task) if how.blend is not None and whole else None
-        if blend is not None and (blend[0].tensors[0] is None or blend[0].tensors[0].dtype != self.layout.dtype):
-            blend = None
-        return Passes(parts, self._receiver(blend), self.zero()[1], blended=blend is not None)
+        """Those of a task, before the first of them."""
+        return Passes(parts, self._receiver(), self.zero()[1])
 
     def _reach(self, heads: GradientVector, reached: Sequence[bool]) -> None:
         """Zeros for the heads that another process has reached: the same ones get a gradient on every process."""

@@ -33,11 +33,19 @@ class LocalGradients(Gradients):
             single = len(batches[unit]) == 1
             for task, passes in self._run_passes(tasks, batches[unit], how, hooks, transformed=single):
                 shared = self._vector(passes.shared, passes.shared.reached)
-                if passes.blended and how.blend is not None and (blend := how.blend(task)) is not None:
-                    shared.reached = shared.reached | blend[0].reached
+                if passes.blend is not None:
+                    shared.reached = shared.reached | passes.blend.reached
                 measured = self._measured(task, passes, how, shared, transformed=single)
                 yield task, measured
                 self._keep(measured.shared)
+
+    def _passes(self, task: str, parts: int, how: How, transformed: bool) -> Passes:
+        # where a factor comes on top of what arrives, nothing can be blended with it before
+        whole = transformed and how.loss_scale == 1.0 and not how.norms
+        blend = how.blend(task) if how.blend is not None and whole else None
+        if blend is not None and (blend[0].tensors[0] is None or blend[0].tensors[0].dtype != self.layout.dtype):
+            blend = None
+        return Passes(parts, self._receiver(blend), self.zero()[1], blend=None if blend is None else blend[0])
 
     def _receiver(self, blend: tuple[FlatVector, float] | None = None) -> Receiver:
         return Receiver(self.layout.parameters, self._free.pop() if self._free else self.layout.empty(), blend=blend)
@@ -66,7 +74,7 @@ class LocalGradients(Gradients):
         heads = passes.heads.mul_(correction)
         shared.mul_(correction)
         norm = shared.norm() if how.norms else None
-        return TaskGradient(mean, total, shared, heads, norm, heads.norm(), passes.blended)
+        return TaskGradient(mean, total, shared, heads, norm, heads.norm(), passes.blend is not None)
 
     def write(self, shared: FlatVector, heads: GradientVector, loss_scale: float = 1.0) -> None:
         heads.mul_(loss_scale)

@@ -113,8 +113,8 @@ class Passes:
             The gradient of the heads.
         numbers (`list[torch.Tensor]`):
             $L_1, n_1, L_2, n_2, \dots$
-        blended (`bool`):
-            Whether the gradient of the shared parameters is blended with another vector as it arrives.
+        blend (`FlatVector`, *optional*):
+            The vector that the gradient of the shared parameters is blended with as it arrives.
     """
 
     parts: int
@@ -122,7 +122,7 @@ class Passes:
     heads: GradientVector
     numbers: list[Tensor] = field(default_factory=list)
     reference: Tensor | None = None
-    blended: bool = False
+    blend: FlatVector | None = None
 
     def scaled(self, loss: Tensor, items: Tensor, reference: Callable[[Tensor], Tensor]) -> Tensor:
         """What is back-propagated for a micro-batch with this mean loss over so many items."""

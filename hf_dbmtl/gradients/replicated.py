@@ -68,7 +68,7 @@ class ReplicatedGradients(Gradients):
     def _layout(self) -> Layout:
         return Layout(self.shared, dist.get_rank(), dist.get_world_size(), self.heads)
 
-    def _receiver(self, blend: tuple[FlatVector, float] | None = None) -> Receives:
+    def _receiver(self) -> Receives:
         return Receiver(self.layout.parameters, self._flat())
 
     def _land(self, receiver: Receives, factor: float, reached: Sequence[bool]) -> FlatVector:

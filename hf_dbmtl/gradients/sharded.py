@@ -122,7 +122,7 @@ class ShardedGradients(ReplicatedGradients):
     def _layout(self) -> ShardedLayout:
         return ShardedLayout(self.shared, dist.get_rank(), dist.get_world_size())
 
-    def _receiver(self, blend: tuple[FlatVector, float] | None = None) -> ShardReceiver:
+    def _receiver(self) -> ShardReceiver:
         return ShardReceiver(self.layout, self._flat())
 
     def _reference(self, items: Tensor) -> Tensor:
