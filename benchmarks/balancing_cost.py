@@ -39,23 +39,28 @@ from hf_dbmtl.gradients.flat import FlatVector, Layout
 PACKAGES = ("torch", "torchjd", "numpy", "scipy", "cvxpy", "clarabel", "ecos", "quadprog", "qpsolvers")
 
 
-def make_gradients(tasks: int, size: int) -> dict[str, FlatVector]:
+def make_gradients(tasks: int, size: int, device: str = "cpu") -> dict[str, FlatVector]:
     """Gradients of `size` entries as the Trainer has them in one process, with a direction in common."""
-    layout = Layout({"theta": nn.Parameter(torch.empty(size))})
-    generator = torch.Generator().manual_seed(0)
-    common = torch.randn(size, generator=generator)
+    layout = Layout({"theta": nn.Parameter(torch.empty(size, device=device))})
+    generator = torch.Generator(device).manual_seed(0)
+    common = torch.randn(size, generator=generator, device=device)
     rows = {}
     for t in range(tasks):
-        row = 0.3 * common + torch.randn(size, generator=generator)
+        row = 0.3 * common + torch.randn(size, generator=generator, device=device)
         row *= 10.0 ** (t / max(tasks - 1, 1))
         rows[f"task{t}"] = FlatVector(layout, row, torch.ones(1, dtype=torch.bool))
     return rows
 
 
+def copies(rows: dict[str, FlatVector]) -> dict[str, FlatVector]:
+    """Since a step may overwrite what it is given."""
+    return {task: row.new_zero().add_(row) for task, row in rows.items()}
+
+
 def step(balancer: Balancer, losses: dict[str, float], rows: dict[str, FlatVector]) -> float:
-    """The seconds of one step. The gradients are copied before, since a step may overwrite them."""
-    vectors = {task: row.new_zero().add_(row) for task, row in rows.items()}
-    start = time.perf_counter()
+    """The seconds of one step."""
+    vectors = copies(rows)
+    start = now()
     balancer.begin(epoch=balancer.steps)
     for task, gradient in vectors.items():
         factor = balancer.derivative(task, torch.tensor(losses[task]))
@@ -66,7 +71,13 @@ def step(balancer: Balancer, losses: dict[str, float], rows: dict[str, FlatVecto
     balancer.balance()
     if balancer.looks_again:
         balancer.look_again({task: 0.99 * loss for task, loss in losses.items()})
-    return time.perf_counter() - start
+    return now() - start
+
+
+def now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def measure(name: str, rows: dict[str, FlatVector], steps: int, warmup: int, limit: float) -> dict:

@@ -9,11 +9,15 @@ them. The floor is transformers' own Trainer, which back-propagates the loss of 
 LibMTL's and TorchJD's steps run in a bare loop, without a Trainer around them. All use AdamW. Memory is the peak of the
 tensors that are alive over two steps, counted by torch's profiler from before the Trainer exists. The updates are compared
 over three steps of SGD, in float32 and in float64. Inputs of the tasks' own, or one input that all of them share; the floor of
-the latter back-propagates the sum once.
+the latter back-propagates the sum once. The roofline is the bytes that DB-MTL's own work moves in a step over the bandwidth of
+the memory, and how near its time comes to that.
+
+Where there is a GPU all of it happens there; `--bf16` computes in bfloat16, on either.
 
     python benchmarks/peers.py --libmtl FOLDER                     # a clone of github.com/median-research-group/LibMTL
     python benchmarks/peers.py --libmtl FOLDER --inputs shared
     python benchmarks/peers.py                                     # after `pip install --no-deps LibMTL`: its release
+    python benchmarks/peers.py --libmtl FOLDER --bf16
     python benchmarks/peers.py --threads 1 --clock cpu             # where other programs use the machine
 """
 
@@ -38,7 +42,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # the threads of arms that 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from peers_arms import FLOOR, PEERS, SIZES, arms_of, counterpart, make_model, of_a_task, train
+from peers_arms import FLOOR, OURS, PEERS, SIZES, arms_of, counterpart, encoder_size, make_model, of_a_task, train
+from peers_roofline import roofline
 from peers_steps import find_libmtl, has_db_mtl
 from rich.console import Console
 from rich.table import Table
@@ -59,9 +64,13 @@ def weigh_arm(connection: Connection, arm: str, size: str, tasks: int, options: 
     """Sends the peak of the bytes in tensors over two steps."""
     quiet(options)
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as run:
+    if options.device == "cpu":
+        with torch.profiler.profile(activities=activities, profile_memory=True) as run:
+            train(arm, size, tasks, 2, options)
+        connection.send(peak_bytes(run))
+    else:
         train(arm, size, tasks, 2, options)
-    connection.send(peak_bytes(run))
+        connection.send(torch.cuda.max_memory_allocated())
 
 
 def update_arm(
@@ -78,8 +87,13 @@ def update_arm(
     torch.set_default_dtype(dtype)
     before = make_model(size, tasks).state_dict()
     after = train(arm, size, tasks, 3, options, sgd=True).state_dict()
-    torch.save(torch.cat([(after[name] - before[name]).flatten() for name in before]), place)
+    torch.save(torch.cat([(after[name].cpu() - before[name]).flatten() for name in before]), place)
     connection.send(place)
+
+
+def draw_roofline(connection: Connection, size: str, tasks: int, options: argparse.Namespace) -> None:
+    quiet(options)
+    connection.send(roofline(tasks, encoder_size(size, tasks), options.device))
 
 
 def in_process(function: Callable, *arguments: Any) -> Any:
@@ -126,7 +140,7 @@ def compare_updates(
 
 def report(options: argparse.Namespace, size: str, tasks: int) -> dict[str, Any]:
     arms = arms_of(options)
-    theta = sum(parameter.numel() for parameter in make_model(size, tasks).encoder.parameters())
+    theta = encoder_size(size, tasks)
     rows: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
     if "memory" in options.measure:
         for arm in arms:
@@ -136,7 +150,7 @@ def report(options: argparse.Namespace, size: str, tasks: int) -> dict[str, Any]
                 rows[arm]["peak_MiB"] = None
         arms = [arm for arm in arms if rows[arm]["peak_MiB"] is not None]
     if "updates" in options.measure:
-        for dtype in (torch.float32, torch.float64):
+        for dtype in (torch.float32,) if options.bf16 else (torch.float32, torch.float64):
             for arm, difference in compare_updates(arms, size, tasks, options, dtype).items():
                 rows[arm][f"difference_{str(dtype).removeprefix('torch.')}"] = float(f"{difference:.2e}")
     if "time" in options.measure:
@@ -149,6 +163,8 @@ def report(options: argparse.Namespace, size: str, tasks: int) -> dict[str, Any]
                 "ratio": round(median, 3),
                 "quartiles": [round(low, 3), round(high, 3)],
             }
+    if "roofline" in options.measure:
+        rows[OURS]["roofline"] = in_process(draw_roofline, size, tasks, options)
     rows_of_a_task, tokens = of_a_task(size, options)
     where = {"size": size, "theta": theta, "tasks": tasks, "inputs": options.inputs}
     where |= {"rows": rows_of_a_task, "tokens": tokens}
@@ -167,6 +183,12 @@ def show(console: Console, result: dict[str, Any]) -> None:
         words = [form.format(row[key]) if row.get(key) is not None else "" for key, form in forms.items()]
         table.add_row(arm if row.get("peak_MiB", 0) is not None else f"{arm}: killed, out of memory", *words)
     console.print(table)
+    if found := result["arms"][OURS].get("roofline"):
+        console.print(
+            f"The balancer of a step moves {found['bytes'] / 1e9:.2f} GB, "
+            f"{found['roofline_milliseconds']:.1f} ms at {found['bandwidth'] / 1e9:.1f} GB/s, and takes "
+            f"{found['milliseconds']:.1f} ms: {100 * found['share']:.0f} % of the roofline."
+        )
 
 
 def main() -> None:
@@ -183,7 +205,10 @@ def main() -> None:
     parser.add_argument("--inputs", choices=["separate", "shared"], default="separate", help="(default: separate)")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="wall, or processor seconds: --threads 1")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="with which (default: all)")
-    measures = ["time", "memory", "updates"]
+    devices = ["cuda"] if torch.cuda.is_available() else []
+    parser.add_argument("--device", choices=["cpu", *devices], default=[*devices, "cpu"][0], help="(default: a GPU)")
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16; updates are not compared in float64")
+    measures = ["time", "memory", "updates", "roofline"]
     parser.add_argument("--measure", nargs="+", choices=measures, default=measures, help="what (default: all)")
     parser.add_argument("--steps", type=int, default=10, help="steps of each arm that count (default: 10)")
     parser.add_argument(

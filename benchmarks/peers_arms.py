@@ -9,6 +9,7 @@ from typing import Any
 import shared_input
 import step_cost
 import torch
+from accelerate.utils import send_to_device
 from peers_steps import TEMPERATURE, find_libmtl, has_db_mtl, libmtl_step, torchjd_step
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel, PrinterCallback, TrainerCallback, TrainerControl
@@ -16,7 +17,18 @@ from transformers import BertConfig, BertModel, PrinterCallback, TrainerCallback
 from hf_dbmtl import Classification, MultiTaskModel, MultiTaskTrainer, MultiTaskTrainingArguments
 
 
-__all__ = ["FLOOR", "OURS", "PEERS", "SIZES", "arms_of", "counterpart", "make_model", "of_a_task", "train"]
+__all__ = [
+    "FLOOR",
+    "OURS",
+    "PEERS",
+    "SIZES",
+    "arms_of",
+    "counterpart",
+    "encoder_size",
+    "make_model",
+    "of_a_task",
+    "train",
+]
 
 # layers, width, heads, vocabulary, rows of a task in a step, tokens
 SIZES = {
@@ -77,6 +89,10 @@ def make_model(size: str, tasks: int) -> MultiTaskModel:
     return MultiTaskModel.from_encoder(encoder, declared, pooling="cls").to(torch.get_default_dtype())
 
 
+def encoder_size(size: str, tasks: int) -> int:
+    return sum(parameter.numel() for parameter in make_model(size, tasks).encoder.parameters())
+
+
 def of_a_task(size: str, options: argparse.Namespace) -> tuple[int, int]:
     """The rows of a task in a step, and the tokens of a row."""
     *_, rows, length = SIZES[size]
@@ -96,18 +112,19 @@ def train(
     arm: str, size: str, tasks: int, steps: int, options: argparse.Namespace, sgd: bool = False, turn: Any = None
 ) -> MultiTaskModel:
     """Trains by one arm; `turn`, a callback of transformers, is told the end of every step."""
-    shared = options.inputs == "shared"
     model, batches = make_model(size, tasks), make_batches(size, tasks, options)
     method = _loss_only(arm)
     if arm == FLOOR or arm.startswith(OURS):
         balancer = {"balancer": (method or "db_mtl").lower(), "balancer_kwargs": LOSS_ONLY.get(method or "", {})}
         callbacks = [turn] if turn else []
-        _train_by_trainer(None if arm == FLOOR else balancer, model, batches, steps, sgd, shared, callbacks)
+        _train_by_trainer(None if arm == FLOOR else balancer, model, batches, steps, sgd, options, callbacks)
         return model
+    model.to(options.device)
+    batches = send_to_device(batches, options.device)  # all at once, and not step by step as a Trainer does
     if arm.startswith("LibMTL"):
-        step, parameters = libmtl_step(model, find_libmtl(options.libmtl), method or "DB_MTL", shared)
+        step, parameters = libmtl_step(model, find_libmtl(options.libmtl), method or "DB_MTL", options)
     else:
-        step = torchjd_step(model, 1 if arm.endswith("one task at a time") else None, shared)
+        step = torchjd_step(model, 1 if arm.endswith("one task at a time") else None, options)
         parameters = model.parameters()
     optimizer = (torch.optim.SGD if sgd else torch.optim.AdamW)(parameters, lr=SGD_RATE if sgd else 5e-5)
     model.train()
@@ -128,11 +145,11 @@ def _train_by_trainer(
     batches: list,
     steps: int,
     sgd: bool,
-    shared: bool,
+    options: argparse.Namespace,
     callbacks: list[TrainerCallback],
 ) -> None:
     """With the arguments of a balancer, or without by the stock Trainer."""
-    stock = balancer is None
+    stock, shared = balancer is None, options.inputs == "shared"
     summed = shared_input.StockTrainer if shared else step_cost.StockTrainer
     dealt = [{"all": batch} for batch in batches] if shared and not stock else batches
 
@@ -150,7 +167,7 @@ def _train_by_trainer(
     with tempfile.TemporaryDirectory() as folder:
         args = MultiTaskTrainingArguments(
             output_dir=folder, max_steps=steps, save_strategy="no", logging_strategy="no", disable_tqdm=True,
-            use_cpu=True, max_grad_norm=0.0, **how,
+            use_cpu=options.device == "cpu", bf16=options.bf16, max_grad_norm=0.0, **how,
         )  # fmt: skip
         trainer = Fixed(model=model, args=args, callbacks=callbacks, **data)
         trainer.remove_callback(PrinterCallback)

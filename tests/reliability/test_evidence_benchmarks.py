@@ -194,13 +194,14 @@ def test_molecules_keep_their_units_unless_standardised(modules: tuple[ModuleTyp
     assert outputs[0].std() > 10 and not outputs[0].equal(outputs[1])
 
 
-def how(inputs: str, libmtl: Path | None = None) -> argparse.Namespace:
-    return argparse.Namespace(inputs=inputs, libmtl=libmtl, rows=None, tokens=None, peers=["LibMTL"])
+def how(inputs: str, libmtl: Path | None = None, bf16: bool = False) -> argparse.Namespace:
+    where = {"device": "cpu", "bf16": bf16, "rows": None, "tokens": None}
+    return argparse.Namespace(inputs=inputs, libmtl=libmtl, peers=["LibMTL"], **where)
 
 
-def update(peers: ModuleType, arm: str, inputs: str) -> torch.Tensor:
+def update(peers: ModuleType, arm: str, inputs: str, bf16: bool = False) -> torch.Tensor:
     before = peers.make_model("tiny", 2).state_dict()
-    after = peers.train(arm, "tiny", 2, 3, how(inputs), sgd=True).state_dict()
+    after = peers.train(arm, "tiny", 2, 3, how(inputs, bf16=bf16), sgd=True).state_dict()
     return torch.cat([(after[name] - before[name]).flatten() for name in before])
 
 
@@ -231,6 +232,41 @@ def test_the_release_of_libmtl_makes_our_updates_method_by_method(
         assert (one - other).norm() > 1e-4 * one.norm()
 
 
+@pytest.mark.parametrize("arm", ["hf_dbmtl", "TorchJD", "hf_dbmtl, GLS", "LibMTL, GLS", "stock Trainer, summed losses"])
+def test_every_library_computes_in_bfloat16_where_it_is_asked_to(
+    modules: tuple[ModuleType, ModuleType], arm: str
+) -> None:
+    _, peers = modules
+    whole, half = update(peers, arm, "separate"), update(peers, arm, "separate", bf16=True)
+    assert 1e-4 * whole.norm() < (half - whole).norm() < 5e-2 * whole.norm()
+
+
+def test_the_bytes_of_the_roofline(modules: tuple[ModuleType, ModuleType]) -> None:
+    import peers_roofline
+
+    one, two = torch.ones(1000), torch.ones(1000)
+    for moved, run in (
+        (0, lambda: one.view(10, 100)[2:5].T),
+        (0, lambda: torch.empty(1000)),
+        (1, lambda: one.zero_()),
+        (2, lambda: one.copy_(two)),
+        (2, lambda: one.mul_(3.0)),
+        (3, lambda: torch.add(one, two)),
+        (3, lambda: torch.mul(one, two, out=torch.empty(1000))),
+        (3, lambda: torch._foreach_lerp_([one], [two], 0.5)),
+        (1.001, lambda: one.sum()),
+        (0.2, lambda: one[:100].mul_(3.0)),
+    ):
+        with peers_roofline.Traffic() as traffic:
+            run()
+        assert traffic.bytes == pytest.approx(4000 * moved)
+    found = peers_roofline.roofline(tasks=3, size=100_000, device="cpu", steps=2)
+    # an average takes three, its norm one, the sum of the first task two and of every other three
+    assert found["bytes"] == pytest.approx(4 * 100_000 * (3 * 4 + 2 + 2 * 3), rel=1e-2)
+    assert found["least_bytes"] == 4 * 100_000 * 13
+    assert found["share"] == pytest.approx(found["roofline_milliseconds"] / found["milliseconds"], rel=0.1)
+
+
 def test_libmtl_is_compared_by_its_db_mtl_where_it_has_one(
     modules: tuple[ModuleType, ModuleType], tmp_path: Path
 ) -> None:
@@ -247,7 +283,20 @@ def test_libmtl_is_compared_by_its_db_mtl_where_it_has_one(
 
 @pytest.mark.slow
 def test_peers_take_turns_in_processes(tmp_path: Path) -> None:
-    words = ["--sizes", "tiny", "--tasks", "2", "--peers", "TorchJD", "--steps", "3", "--threads", "1"]
+    words = [
+        "--sizes",
+        "tiny",
+        "--tasks",
+        "2",
+        "--peers",
+        "TorchJD",
+        "--steps",
+        "3",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+    ]
     subprocess.run(
         [sys.executable, str(BENCHMARKS / "peers.py"), *words, "--output", str(tmp_path / "found.json")],
         check=True,
@@ -258,5 +307,6 @@ def test_peers_take_turns_in_processes(tmp_path: Path) -> None:
     (result,) = json.loads((tmp_path / "found.json").read_text())["results"]
     assert set(result["arms"]) == {"stock Trainer, summed losses", "hf_dbmtl", "TorchJD"}
     assert all(row["ratio"] > 0 and row["peak_MiB"] > 0 for row in result["arms"].values())
+    assert result["arms"]["hf_dbmtl"]["roofline"]["bytes"] > result["arms"]["hf_dbmtl"]["roofline"]["least_bytes"]
     assert result["arms"]["TorchJD"]["difference_float32"] < 1e-5
     assert result["arms"]["TorchJD"]["difference_float64"] < 1e-12

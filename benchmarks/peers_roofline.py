@@ -1,0 +1,113 @@
+"""The roofline of peers.py: what the bandwidth of the memory allows of DB-MTL's own work, beside the passes of the model."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+from balancing_cost import copies, make_gradients, now
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hf_dbmtl.balancing import Balancer, make_balancer
+from hf_dbmtl.gradients import keep_freed_memory
+from hf_dbmtl.gradients.flat import FlatVector
+
+
+__all__ = ["Traffic", "bandwidth", "roofline"]
+
+ONLY_WRITES = ("copy_", "fill_", "zero_")  # of the tensor that they change
+ALLOCATES = ("empty", "new_empty")
+
+
+class Traffic(TorchDispatchMode):
+    """
+    Adds up in `bytes` what the operations in it read and write of tensors. A view moves nothing; neither does memory that is
+    only allocated. What an operation reads twice is counted once, and caches are not known.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = operation(*args, **(kwargs or {}))
+        name = operation._schema.name.rpartition(":")[2]
+        if operation.is_view or name.startswith(ALLOCATES):
+            return found
+        seen: set[int] = set()
+        for argument, value in [
+            *zip(operation._schema.arguments, args),
+            *((one, (kwargs or {})[one.name]) for one in operation._schema.arguments if one.name in (kwargs or {})),
+        ]:
+            changed = argument.alias_info is not None and argument.alias_info.is_write
+            reads = not changed or not (argument.is_out or name in ONLY_WRITES)
+            for tensor in _tensors(value):
+                seen.add(id(tensor))
+                self.bytes += (reads + changed) * _size(tensor)
+        self.bytes += sum(_size(tensor) for tensor in _tensors(found) if id(tensor) not in seen)
+        return found
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _size(tensor: Tensor) -> int:
+    return min(tensor.nbytes, tensor.untyped_storage().nbytes())
+
+
+def bandwidth(device: str, repeats: int = 10, size: int = 1 << 26) -> float:
+    """Bytes a second that one tensor after the other reads and writes, at the best of a copy and of a sum of two."""
+    one, two, three = (torch.ones(size, device=device) for _ in range(3))
+    rates = []
+    for moved, run in ((2, lambda: one.copy_(two)), (3, lambda: torch.add(one, two, out=three))):
+        for _ in range(repeats):
+            start = now()
+            run()
+            rates.append(moved * one.nbytes / (now() - start))
+    return max(rates)
+
+
+def balance(balancer: Balancer, vectors: dict[str, FlatVector]) -> None:
+    """What is left of a step when the gradients, of the logarithms, are there. It uses them up."""
+    balancer.begin()
+    for task, gradient in vectors.items():
+        balancer.take(task, 1.0, gradient)
+    balancer.balance()
+
+
+def roofline(tasks: int, size: int, device: str, steps: int = 10) -> dict[str, float]:
+    r"""
+    DB-MTL's work in a step on gradients of `size` entries that are all there: averages, norms, weighted sum.
+
+    Returns:
+        `dict[str, float]`: the `bytes` it moves, and the `least_bytes` of $4 (4 T + 1) |\theta|$, where the norm is taken while
+        the average is formed; the `bandwidth`, in bytes a second; the median of its `milliseconds`, the
+        `roofline_milliseconds` that its bytes take at that bandwidth, and the latter's `share` of the former.
+    """
+    keep_freed_memory()  # as training does
+    rows = make_gradients(tasks, size, device)
+    balancer = make_balancer("db_mtl").setup(list(rows))
+    balance(balancer, copies(rows))  # there were no averages yet
+    vectors = copies(rows)
+    with Traffic() as traffic:
+        balance(balancer, vectors)
+    seconds = []
+    for _ in range(steps):
+        vectors = copies(rows)
+        start = now()
+        balance(balancer, vectors)
+        seconds.append(now() - start)
+    rate = bandwidth(device)
+    milliseconds, least = 1e3 * statistics.median(seconds), 1e3 * traffic.bytes / rate
+    return {
+        "bytes": traffic.bytes,
+        "least_bytes": 4 * (4 * tasks + 1) * size,
+        "bandwidth": round(rate),
+        "milliseconds": round(milliseconds, 2),
+        "roofline_milliseconds": round(least, 2),
+        "share": round(least / milliseconds, 3),
+    }
