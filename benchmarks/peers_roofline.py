@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from hf_dbmtl.gradients import keep_freed_memory
 from hf_dbmtl.gradients.flat import FlatVector
 
 
-__all__ = ["Traffic", "bandwidth", "roofline"]
+__all__ = ["Bandwidth", "Traffic", "roofline"]
 
 ONLY_WRITES = ("copy_", "fill_", "zero_")  # of the tensor that they change
 ALLOCATES = ("empty", "new_empty")
@@ -59,21 +60,25 @@ def _size(tensor: Tensor) -> int:
     return min(tensor.nbytes, tensor.untyped_storage().nbytes())
 
 
-def bandwidth(device: str, repeats: int = 10, size: int = 1 << 26) -> float:
+class Bandwidth:
     """
-    Bytes a second, the best of a copy, a product and a sum (medians). The latter two are in place, as DB-MTL's operations are: a processor
-    reads a line before it writes to it, which no count of operands sees.
+    Bytes a second, each time that it is asked for: the best of a copy, a product and a sum. The latter two are in place, as
+    DB-MTL's operations are: a processor reads a line before it writes to it, which no count of operands sees.
     """
-    one, two = (torch.ones(size, device=device) for _ in range(2))
-    rates = []
-    for moved, run in ((2, lambda: one.copy_(two)), (2, lambda: one.mul_(1.0)), (3, lambda: one.add_(two))):
-        seconds = []
-        for _ in range(repeats):
-            start = now()
-            run()
-            seconds.append(now() - start)
-        rates.append(moved * one.nbytes / statistics.median(seconds))
-    return max(rates)
+
+    def __init__(self, device: str, size: int = 1 << 26):
+        one, two = (torch.ones(size, device=device) for _ in range(2))
+        self.runs = ((2, lambda: one.copy_(two)), (2, lambda: one.mul_(1.0)), (3, lambda: one.add_(two)))
+        self.unit = one.nbytes
+
+    def __call__(self) -> float:
+        return max(moved * self.unit / timed(run) for moved, run in self.runs)
+
+
+def timed(run: Callable[[], Any]) -> float:
+    start = now()
+    run()
+    return now() - start
 
 
 def balance(balancer: Balancer, vectors: dict[str, FlatVector]) -> None:
@@ -91,7 +96,8 @@ def roofline(tasks: int, size: int, device: str, steps: int = 10) -> dict[str, f
     Returns:
         `dict[str, float]`: the `bytes` it moves, and the `least_bytes` of $4 (4 T + 1) |\theta|$, where the norm is taken while
         the average is formed; the `bandwidth`, in bytes a second; the median of its `milliseconds`, the
-        `roofline_milliseconds` that its bytes take at that bandwidth, and the latter's `share` of the former.
+        `roofline_milliseconds` that its bytes take at that bandwidth, and the latter's `share` of the former (the median of
+        the steps, each beside the bandwidth right after it).
     """
     keep_freed_memory()  # as training does
     rows = make_gradients(tasks, size, device)
@@ -99,18 +105,17 @@ def roofline(tasks: int, size: int, device: str, steps: int = 10) -> dict[str, f
     balance(balancer, copies(rows))  # there were no averages yet
     with Traffic() as traffic:
         balance(balancer, rows)
-    seconds = []
-    for _ in range(steps):  # on what the step before left in their place
-        start = now()
-        balance(balancer, rows)
-        seconds.append(now() - start)
-    rate = bandwidth(device)
-    milliseconds, least = 1e3 * statistics.median(seconds), 1e3 * traffic.bytes / rate
+    seconds, rates = [], []
+    bandwidth = Bandwidth(device)
+    bandwidth()
+    for _ in range(steps):  # in turns, since a machine is not always as fast; on what the step before left as gradients
+        seconds.append(timed(lambda: balance(balancer, rows)))
+        rates.append(bandwidth())
     return {
         "bytes": traffic.bytes,
         "least_bytes": 4 * (4 * tasks + 1) * size,
-        "bandwidth": round(rate),
-        "milliseconds": round(milliseconds, 2),
-        "roofline_milliseconds": round(least, 2),
-        "share": round(least / milliseconds, 3),
+        "bandwidth": round(statistics.median(rates)),
+        "milliseconds": round(1e3 * statistics.median(seconds), 2),
+        "roofline_milliseconds": round(1e3 * traffic.bytes / statistics.median(rates), 2),
+        "share": round(statistics.median(traffic.bytes / (took * rate) for took, rate in zip(seconds, rates)), 3),
     }
