@@ -98,7 +98,7 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         args = MultiTaskTrainingArguments(
             output_dir=folder, max_steps=steps, seed=seed, balancer=balancer, balancer_kwargs=options,
-            learning_rate=rate, optim=optim, warmup_steps=0.1, per_device_train_batch_size=suite.rows * len(tasks),
+            learning_rate=rate, optim=optim, warmup_steps=0.1, per_device_train_batch_size=suite.rows,
             per_device_eval_batch_size=128, logging_steps=EVERY, save_strategy="no", remove_unused_columns=False,
             dataloader_pin_memory=False, disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
             **arguments,
