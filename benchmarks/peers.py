@@ -61,16 +61,19 @@ def time_arm(size: str, arm: str, options: argparse.Namespace, tasks: int, conne
 
 
 def weigh_arm(connection: Connection, arm: str, size: str, tasks: int, options: argparse.Namespace) -> None:
-    """Sends the peak of the bytes in tensors over two steps."""
+    """Sends the peak of the bytes in tensors over two steps, None where a GPU has not got that many."""
     quiet(options)
-    activities = [torch.profiler.ProfilerActivity.CPU]
     if options.device == "cpu":
+        activities = [torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=activities, profile_memory=True) as run:
             train(arm, size, tasks, 2, options)
         connection.send(peak_bytes(run))
-    else:
+        return
+    try:
         train(arm, size, tasks, 2, options)
         connection.send(torch.cuda.max_memory_allocated())
+    except torch.OutOfMemoryError:
+        connection.send(None)
 
 
 def update_arm(
@@ -145,9 +148,10 @@ def report(options: argparse.Namespace, size: str, tasks: int) -> dict[str, Any]
     if "memory" in options.measure:
         for arm in arms:
             try:
-                rows[arm]["peak_MiB"] = round(in_process(weigh_arm, arm, size, tasks, options) / 2**20, 1)
+                peak = in_process(weigh_arm, arm, size, tasks, options)
             except MemoryError:
-                rows[arm]["peak_MiB"] = None
+                peak = None
+            rows[arm]["peak_MiB"] = None if peak is None else round(peak / 2**20, 1)
         arms = [arm for arm in arms if rows[arm]["peak_MiB"] is not None]
     if "updates" in options.measure:
         for dtype in (torch.float32,) if options.bf16 else (torch.float32, torch.float64):
