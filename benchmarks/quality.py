@@ -81,6 +81,7 @@ GROUPS = {
     "mixing": [name for name in ARMS if name.endswith((", temperature", ", proportional"))],
     "shorter": [name for name in ARMS if name.endswith("shorter steps")],
 }
+RECORDED = (*GROUPS["ablation"][1:], "ema", "gls")
 EVERY = 25  # steps between records of losses, norms and weights
 RECORDS = 20  # at most, of a run in the results
 
@@ -245,11 +246,11 @@ def write(
 def write_records(
     options: argparse.Namespace, name: str, suite: Suite, rates: Mapping[str, float], seeds: list[int], **how: Any
 ) -> None:
-    """The losses, norms and weights on the way, of the arms of the ablation and the last of every run among them."""
+    """The losses, norms and weights on the way, of some arms, the last of every run among them."""
     rows = []
     for seed in seeds:
         for arm, rate in rates.items():
-            if arm in GROUPS["ablation"] and arm != SINGLE_TASK:
+            if arm in RECORDED:
                 records = cached(options, name, suite, arm, None, seed, **how, rate=rate)["records"]
                 apart = math.ceil(len(records) / RECORDS)
                 for number, record in enumerate(records, start=1):
