@@ -115,7 +115,7 @@ def roofline(tasks: int, size: int, device: str, steps: int = 10) -> dict[str, f
         "bytes": traffic.bytes,
         "least_bytes": 4 * (4 * tasks + 1) * size,
         "bandwidth": round(statistics.median(rates)),
-        "milliseconds": round(1e3 * statistics.median(seconds), 2),
-        "roofline_milliseconds": round(1e3 * traffic.bytes / statistics.median(rates), 2),
+        "milliseconds": float(f"{1e3 * statistics.median(seconds):.4g}"),
+        "roofline_milliseconds": float(f"{1e3 * traffic.bytes / statistics.median(rates):.4g}"),
         "share": round(statistics.median(traffic.bytes / (took * rate) for took, rate in zip(seconds, rates)), 3),
     }
