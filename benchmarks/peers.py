@@ -12,7 +12,7 @@ over three steps of SGD, in float32 and in float64. Inputs of the tasks' own, or
 the latter back-propagates the sum once. The roofline is the bytes that DB-MTL's own work moves in a step over the bandwidth of
 the memory, and how near its time comes to that.
 
-Where there is a GPU all of it happens there; `--bf16` computes in bfloat16, on either.
+Where there is a GPU all of it happens there, and its allocator tells the peak; `--bf16` computes in bfloat16, on either.
 
     python benchmarks/peers.py --libmtl FOLDER                     # a clone of github.com/median-research-group/LibMTL
     python benchmarks/peers.py --libmtl FOLDER --inputs shared
@@ -42,7 +42,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # the threads of arms that 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from peers_arms import FLOOR, OURS, PEERS, SIZES, arms_of, counterpart, encoder_size, make_model, of_a_task, train
+from peers_arms import FLOOR, OURS, PEERS, SIZES, arms_of, counterpart, make_model, of_a_task, train
 from peers_roofline import roofline
 from peers_steps import find_libmtl, has_db_mtl
 from rich.console import Console
@@ -94,9 +94,9 @@ def update_arm(
     connection.send(place)
 
 
-def draw_roofline(connection: Connection, size: str, tasks: int, options: argparse.Namespace) -> None:
+def draw_roofline(connection: Connection, theta: int, tasks: int, options: argparse.Namespace) -> None:
     quiet(options)
-    connection.send(roofline(tasks, encoder_size(size, tasks), options.device))
+    connection.send(roofline(tasks, theta, options.device))
 
 
 def in_process(function: Callable, *arguments: Any) -> Any:
@@ -143,7 +143,7 @@ def compare_updates(
 
 def report(options: argparse.Namespace, size: str, tasks: int) -> dict[str, Any]:
     arms = arms_of(options)
-    theta = encoder_size(size, tasks)
+    theta = sum(parameter.numel() for parameter in make_model(size, tasks).encoder.parameters())
     rows: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
     if "memory" in options.measure:
         for arm in arms:
@@ -168,7 +168,7 @@ def report(options: argparse.Namespace, size: str, tasks: int) -> dict[str, Any]
                 "quartiles": [round(low, 3), round(high, 3)],
             }
     if "roofline" in options.measure:
-        rows[OURS]["roofline"] = in_process(draw_roofline, size, tasks, options)
+        rows[OURS]["roofline"] = in_process(draw_roofline, theta, tasks, options)
     rows_of_a_task, tokens = of_a_task(size, options)
     where = {"size": size, "theta": theta, "tasks": tasks, "inputs": options.inputs}
     where |= {"rows": rows_of_a_task, "tokens": tokens}

@@ -17,18 +17,7 @@ from transformers import BertConfig, BertModel, PrinterCallback, TrainerCallback
 from hf_dbmtl import Classification, MultiTaskModel, MultiTaskTrainer, MultiTaskTrainingArguments
 
 
-__all__ = [
-    "FLOOR",
-    "OURS",
-    "PEERS",
-    "SIZES",
-    "arms_of",
-    "counterpart",
-    "encoder_size",
-    "make_model",
-    "of_a_task",
-    "train",
-]
+__all__ = ["FLOOR", "OURS", "PEERS", "SIZES", "arms_of", "counterpart", "make_model", "of_a_task", "train"]
 
 # layers, width, heads, vocabulary, rows of a task in a step, tokens
 SIZES = {
@@ -87,10 +76,6 @@ def make_model(size: str, tasks: int) -> MultiTaskModel:
     encoder = BertModel(config, add_pooling_layer=False)
     declared = {f"task{t}": Classification(3) for t in range(tasks)}
     return MultiTaskModel.from_encoder(encoder, declared, pooling="cls").to(torch.get_default_dtype())
-
-
-def encoder_size(size: str, tasks: int) -> int:
-    return sum(parameter.numel() for parameter in make_model(size, tasks).encoder.parameters())
 
 
 def of_a_task(size: str, options: argparse.Namespace) -> tuple[int, int]:

@@ -34,18 +34,16 @@ class Traffic(TorchDispatchMode):
         self.bytes = 0
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(zip((argument.name for argument in operation._schema.arguments), args)) | (kwargs or {})
         found = operation(*args, **(kwargs or {}))
         name = operation._schema.name.rpartition(":")[2]
         if operation.is_view or name.startswith(ALLOCATES):
             return found
         seen: set[int] = set()
-        for argument, value in [
-            *zip(operation._schema.arguments, args),
-            *((one, (kwargs or {})[one.name]) for one in operation._schema.arguments if one.name in (kwargs or {})),
-        ]:
+        for argument in operation._schema.arguments:
             changed = argument.alias_info is not None and argument.alias_info.is_write
             reads = not changed or not (argument.is_out or name in ONLY_WRITES)
-            for tensor in _tensors(value):
+            for tensor in _tensors(given.get(argument.name)):
                 seen.add(id(tensor))
                 self.bytes += (reads + changed) * _size(tensor)
         self.bytes += sum(_size(tensor) for tensor in _tensors(found) if id(tensor) not in seen)
@@ -107,7 +105,7 @@ def roofline(tasks: int, size: int, device: str, steps: int = 10) -> dict[str, f
         balance(balancer, rows)
     seconds, rates = [], []
     bandwidth = Bandwidth(device)
-    bandwidth()
+    bandwidth()  # the first touch of its memory
     for _ in range(steps):  # in turns, since a machine is not always as fast; on what the step before left as gradients
         seconds.append(timed(lambda: balance(balancer, rows)))
         rates.append(bandwidth())

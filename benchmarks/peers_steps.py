@@ -88,8 +88,8 @@ def libmtl_step(
     model: MultiTaskModel, folder: Path, method: str, options: argparse.Namespace
 ) -> tuple[Step, Iterable[nn.Parameter]]:
     """
-    What LibMTL's Trainer does (in float32) between fetching a batch and the optimizer's step (`forward4loss` and `backward`), and the
-    parameters that it optimizes. For `DWA` every step is an epoch.
+    What LibMTL's Trainer does, in float32 only, between fetching a batch and the optimizer's step (`forward4loss` and
+    `backward`), and the parameters that it optimizes. For `DWA` every step is an epoch.
     """
     architecture, weighting = _import_libmtl(folder, method)
     shared, device = options.inputs == "shared", torch.device(options.device)

@@ -284,20 +284,7 @@ def test_libmtl_is_compared_by_its_db_mtl_where_it_has_one(
 
 @pytest.mark.slow
 def test_peers_take_turns_in_processes(tmp_path: Path) -> None:
-    words = [
-        "--sizes",
-        "tiny",
-        "--tasks",
-        "2",
-        "--peers",
-        "TorchJD",
-        "--steps",
-        "3",
-        "--threads",
-        "1",
-        "--device",
-        "cpu",
-    ]
+    words = "--sizes tiny --tasks 2 --peers TorchJD --steps 3 --threads 1 --device cpu".split()
     subprocess.run(
         [sys.executable, str(BENCHMARKS / "peers.py"), *words, "--output", str(tmp_path / "found.json")],
         check=True,
